@@ -1,0 +1,257 @@
+"""The steps of a plan: pure data, one kernel object or process each.
+
+A step has a `key` that names its object in the lab and `needs`, the keys of the objects
+that it stands on. Undoing an object undoes all that needs it. Everything a step says is
+final: names fit the kernel, rates are what HTB is told, MTUs and addresses are checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Netns:
+    """A network namespace; `role` is host, switch, router or vm.
+
+    `sysctls` are (path under /proc/sys, value) pairs set before any link is made in it.
+    """
+
+    kind: ClassVar[str] = "netns"
+    name: str
+    node: str
+    role: str
+    sysctls: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"netns {self.name}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """An Ethernet bridge: a physical switch, a virtual switch, or a VM's NIC (`mac` given).
+
+    No spanning tree and no IPv6 of its own; up as soon as it is made.
+    """
+
+    kind: ClassVar[str] = "bridge"
+    netns: str
+    name: str
+    mtu: int
+    alias: str
+    mac: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"link {self.netns}/{self.name}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Its namespace."""
+        return (f"netns {self.netns}",)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a veth. `master` is a bridge in the same namespace.
+
+    `rps_cpu` is the CPU that handles what this end receives (one, or veth reorders).
+    `forwarding` False leaves a bridge port disabled: it passes nothing either way.
+    """
+
+    netns: str
+    name: str
+    mtu: int
+    alias: str
+    mac: str | None = None
+    master: str | None = None
+    rps_cpu: int = 0
+    forwarding: bool = True
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"link {self.netns}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Veth:
+    """A wire between two namespaces (or two ends in one), both ends up."""
+
+    kind: ClassVar[str] = "veth"
+    a: End
+    b: End
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab: its first end's."""
+        return self.a.key
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Both namespaces and the bridges that the ends are ports of."""
+        needs = [f"netns {self.a.netns}", f"netns {self.b.netns}"]
+        needs += [f"link {end.netns}/{end.master}" for end in (self.a, self.b) if end.master]
+        return tuple(dict.fromkeys(needs))
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IPv4 or IPv6 address with its prefix length on a link; IPv6 without DAD."""
+
+    kind: ClassVar[str] = "address"
+    netns: str
+    dev: str
+    address: str
+    wire: str
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"address {self.netns}/{self.dev} {self.address}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The key of the step that makes its link (`wire`)."""
+        return (self.wire,)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route; `table` 254 is the main one. `destination` is a CIDR, `default` for all."""
+
+    kind: ClassVar[str] = "route"
+    netns: str
+    destination: str
+    dev: str
+    table: int
+    wire: str
+    family: int
+    via: str | None = None
+    source: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"route {self.netns} table {self.table} {self.destination} (IPv{self.family})"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The address it is sent from, or else its link."""
+        return (self.wire,)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A routing rule: packets from `source` (an address, no prefix) look in `table`."""
+
+    kind: ClassVar[str] = "rule"
+    netns: str
+    source: str
+    table: int
+    family: int
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"rule {self.netns} from {self.source} table {self.table}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Its namespace."""
+        return (f"netns {self.netns}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """HTB on a link's egress: one class, default for all traffic.
+
+    `htb_rate_bytes_per_s` is what HTB is told: the nominal `rate_bps` derated for the
+    preamble, gap and checksum that it doesn't count. The link's MTU is in `mtu`.
+    """
+
+    kind: ClassVar[str] = "shape"
+    netns: str
+    dev: str
+    rate_bps: int
+    mtu: int
+    htb_rate_bytes_per_s: int
+    burst_bytes: int
+    wire: str
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"shape {self.netns}/{self.dev}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The key of the step that makes its link (`wire`)."""
+        return (self.wire,)
+
+
+@dataclass(frozen=True, slots=True)
+class DatastoreDirectory:
+    """A shared datastore: a directory in the lab's state that its hosts' VMs see."""
+
+    kind: ClassVar[str] = "datastore"
+    name: str
+    hosts: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"datastore {self.name}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class PowerOn:
+    """A VM powered on: its memory and vCPU processes, run by the supervisor."""
+
+    kind: ClassVar[str] = "vm"
+    vm: str
+    netns: str
+    host: str
+    host_netns: str
+    memory_bytes: int
+    vcpus: int
+    datastore: str
+    workload: str
+    dirty_rate_bytes_per_s: int
+    working_set_bytes: int
+    seed: int
+    wires: tuple[str, ...] = field(default=())
+
+    @property
+    def key(self) -> str:
+        """The object's name in the lab."""
+        return f"vm {self.vm}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The VM's and its host's namespaces, its wires and its datastore."""
+        return (
+            f"netns {self.netns}",
+            f"netns {self.host_netns}",
+            f"datastore {self.datastore}",
+            *self.wires,
+        )
+
+
+KernelStep: TypeAlias = Netns | Bridge | Veth | Address | Route | Rule | Shape
+LabStep: TypeAlias = DatastoreDirectory | PowerOn
+Step: TypeAlias = KernelStep | LabStep

@@ -1,0 +1,144 @@
+"""What a migration achieved: the result type that is stored, charted and compared.
+
+Times are nanoseconds of CLOCK_MONOTONIC, counted from the start of the migration where
+the name says `at_ns`; the machine has one clock, so both hosts' times compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One round of the copy: phase -1 is all memory, 0 and up what was dirtied meanwhile.
+
+    `memory_bytes` are page contents, `wire_bytes` all that the sockets carried for them
+    (headers of ours included, TCP's and Ethernet's not). The round ends when the
+    destination has acknowledged it. `dirty_pages` were found dirty at its end. `stunned`
+    marks the last one, sent while the guest stood still.
+    """
+
+    number: int
+    pages: int
+    memory_bytes: int
+    wire_bytes: int
+    at_ns: int
+    duration_ns: int
+    dirty_pages: int
+    stunned: bool
+
+    @property
+    def throughput_bps(self) -> float:
+        """Page contents delivered, bits per second."""
+        return self.memory_bytes * 8e9 / self.duration_ns if self.duration_ns else 0.0
+
+    @property
+    def dirty_rate_bytes_per_s(self) -> float:
+        """Distinct pages dirtied during the round x 4096, bytes per second."""
+        return self.dirty_pages * 4096e9 / self.duration_ns if self.duration_ns else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A point of the time series: bytes the destination's TCP has acknowledged so far."""
+
+    at_ns: int
+    phase: str
+    acknowledged_bytes: int
+    pages_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Both memories compared at rest by a reader that took no part in the migration."""
+
+    pages_compared: int
+    pages_different: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReport:
+    """One TCP stream, as TCP_INFO told at its end."""
+
+    source_address: str
+    destination_address: str
+    congestion_control: str
+    mss_bytes: int
+    retransmitted_segments: int
+    rtt_ns: int
+    send_buffer_bytes: int
+    receive_buffer_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What the two ends of the engine measured; the lab adds the rest.
+
+    `stun_ns` runs from the first instant of the stun (the guest's port is cut) until every
+    vCPU runs at the destination; None if the guest was held for verification.
+    `guest_gap_ns` is what the guest itself saw: the longest time between its last
+    heartbeat at the source and its first at the destination; None likewise.
+    """
+
+    iterations: tuple[Iteration, ...]
+    samples: tuple[Sample, ...]
+    streams: tuple[StreamReport, ...]
+    prepare_ns: int
+    total_ns: int
+    stun_ns: int | None
+    guest_gap_ns: int | None
+    tracking: str
+    source_cpu_ns: int
+    destination_cpu_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """The VM that was moved, at the lab's scale."""
+
+    name: str
+    memory_bytes: int
+    vcpus: int
+    workload: str
+    dirty_rate_bytes_per_s: int
+    working_set_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a migration failed, and in which phase."""
+
+    phase: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationResult:
+    """One migration with its whole input, for the store.
+
+    `scale_divisor` is k of a scale of 1/k: nominal sizes and rates are k times those here.
+    """
+
+    schema_version: int
+    kind: Literal["migration"]
+    testbed_version: str
+    created: str
+    command: str
+    lab: str
+    topology_file: str
+    topology_text: str
+    scale_divisor: int
+    kernel: str
+    mechanisms: dict[str, str]
+    source: str
+    destination: str
+    guest: Guest
+    switchover_goal_ns: int
+    outcome: Literal["completed", "failed"]
+    failure: Failure | None
+    engine: EngineReport | None
+    verification: Verification | None

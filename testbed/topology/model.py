@@ -1,0 +1,193 @@
+"""The resolved topology: patterns expanded, references resolved, units gone, frozen.
+
+Rates and sizes are the ones that the lab will have, after `scale`; multiplied by
+`1 / scale` they are the nominal ones of the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    from netaddr import IPAddress, IPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class PhysicalSwitch:
+    """A physical switch, an Ethernet bridge of its own."""
+
+    name: str
+    site: str | None
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterInterface:
+    """A router's leg in a physical switch; addresses carry their prefix length."""
+
+    switch: str
+    addresses: tuple[IPNetwork, ...]
+    mtu: int
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A router between the networks of physical switches."""
+
+    name: str
+    interfaces: tuple[RouterInterface, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PhysicalLink:
+    """A cable between two physical switches; `rate_bps` None is unshaped."""
+
+    ends: tuple[str, str]
+    rate_bps: int | None
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Datastore:
+    """A shared datastore and the hosts that mount it."""
+
+    name: str
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VSwitch:
+    """A virtual switch as one host has it: a standard one, or its share of a distributed one.
+
+    `uplinks` are the names of the host's vmnics in it.
+    """
+
+    name: str
+    kind: Literal["standard", "distributed"]
+    mtu: int
+    uplinks: tuple[str, ...]
+    portgroups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """A physical NIC of a host (vmnic) and the physical switch it is cabled to."""
+
+    name: str
+    switch: str
+    rate_bps: int | None
+    mtu: int
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmkernelAdapter:
+    """A VMkernel adapter (vmk): the host's own interface in a port group."""
+
+    name: str
+    vswitch: str
+    portgroup: str
+    addresses: tuple[IPNetwork, ...]
+    gateways: tuple[IPAddress, ...]
+    services: frozenset[str]
+    mtu: int
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """An ESXi-like host. `cores` and `memory_bytes` bound the VMs that it admits."""
+
+    name: str
+    cores: int
+    memory_bytes: int
+    uplinks: tuple[Uplink, ...]
+    vswitches: tuple[VSwitch, ...]
+    vmks: tuple[VmkernelAdapter, ...]
+
+    def vswitch_of(self, portgroup: str) -> VSwitch | None:
+        """The virtual switch that has this port group here, or None."""
+        return next((v for v in self.vswitches if portgroup in v.portgroups), None)
+
+    def vmks_for(self, service: str) -> tuple[VmkernelAdapter, ...]:
+        """The vmks that carry a service, such as `vmotion`."""
+        return tuple(vmk for vmk in self.vmks if service in vmk.services)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualNic:
+    """A VM's network adapter. Its MTU is the one of the virtual switch it is in."""
+
+    name: str
+    portgroup: str
+    addresses: tuple[IPNetwork, ...]
+    gateways: tuple[IPAddress, ...]
+    mtu: int
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the guest writes.
+
+    `dirty_rate_bytes_per_s` is asked of all vCPUs together: distinct pages x 4096 per
+    second. `working_set_bytes` is the part of memory that is written.
+    """
+
+    kind: Literal["idle", "uniform", "sequential"]
+    dirty_rate_bytes_per_s: int
+    working_set_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VM:
+    """A virtual machine; `host` is where it is powered on."""
+
+    name: str
+    host: str
+    memory_bytes: int
+    vcpus: int
+    datastore: str
+    nics: tuple[VirtualNic, ...]
+    workload: Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A whole estate, validated."""
+
+    name: str
+    scale: Fraction
+    sites: tuple[str, ...]
+    switches: tuple[PhysicalSwitch, ...]
+    routers: tuple[Router, ...]
+    links: tuple[PhysicalLink, ...]
+    datastores: tuple[Datastore, ...]
+    hosts: tuple[Host, ...]
+    vms: tuple[VM, ...]
+
+    def host(self, name: str) -> Host:
+        """The host of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = next((h for h in self.hosts if h.name == name), None)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def vm(self, name: str) -> VM:
+        """The VM of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = next((v for v in self.vms if v.name == name), None)
+        if found is None:
+            raise KeyError(name)
+        return found
