@@ -105,8 +105,10 @@ def parse_scale(text: str) -> Fraction:
 def _shortest(value: float, unit: str, steps: tuple[tuple[str, int], ...]) -> str:
     for prefix, factor in steps:
         if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}" if value / factor < 1000 else (
-                f"{value / factor:.0f} {prefix}{unit}"
+            return (
+                f"{value / factor:.3g} {prefix}{unit}"
+                if value / factor < 1000
+                else (f"{value / factor:.0f} {prefix}{unit}")
             )
     return f"{value:.3g} {unit}"
 

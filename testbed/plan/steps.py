@@ -7,7 +7,7 @@ final: names fit the kernel, rates are what HTB is told, MTUs and addresses are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 
@@ -234,7 +234,6 @@ class PowerOn:
     dirty_rate_bytes_per_s: int
     working_set_bytes: int
     seed: int
-    wires: tuple[str, ...] = field(default=())
 
     @property
     def key(self) -> str:
@@ -243,12 +242,11 @@ class PowerOn:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The VM's and its host's namespaces, its wires and its datastore."""
+        """The VM's and its host's namespaces and its datastore; wires may be replugged."""
         return (
             f"netns {self.netns}",
             f"netns {self.host_netns}",
             f"datastore {self.datastore}",
-            *self.wires,
         )
 
 

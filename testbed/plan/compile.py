@@ -1,0 +1,119 @@
+"""Topology in, plan out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from testbed.errors import LabError
+from testbed.plan.names import short_name
+from testbed.plan.network import (
+    MAIN_TABLE,
+    Network,
+    add_host,
+    add_link,
+    add_router,
+    add_switch,
+    gateway_for,
+)
+from testbed.plan.plan import Plan
+from testbed.plan.steps import DatastoreDirectory, Netns, PowerOn, Route, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from testbed.topology.model import VM, Topology
+
+
+def compile_plan(
+    topology: Topology, *, cpus: int, placement: Mapping[str, str] | None = None
+) -> Plan:
+    """The ordered steps that make the lab of a topology.
+
+    Args:
+        topology: validated.
+        cpus: how many CPUs this machine has; wires are spread over them.
+        placement: the hosts that VMs run on now, where they have moved from the file's.
+
+    Raises:
+        LabError: a VM is placed on a host that lacks its port group.
+    """
+    where = {vm.name: vm.host for vm in topology.vms} | dict(placement or {})
+    network = Network(topology.name, cpus)
+    for switch in topology.switches:
+        add_switch(network, switch)
+    for link in topology.links:
+        add_link(network, link)
+    for router in topology.routers:
+        add_router(network, router)
+    for host in topology.hosts:
+        add_host(network, host)
+    for vm in topology.vms:
+        _add_vm_network(network, topology, vm, where[vm.name])
+    # Namespaces first: a wire needs both of its ends' and the kernel's helper makes them at once.
+    steps: list[Step] = [step for step in network.steps if isinstance(step, Netns)]
+    steps += [step for step in network.steps if not isinstance(step, Netns)]
+    steps += [DatastoreDirectory(store.name, store.hosts) for store in topology.datastores]
+    steps += [_power_on(network, vm, where[vm.name]) for vm in topology.vms]
+    return Plan(topology.name, tuple(steps))
+
+
+def wire_name(nic: str, host: str) -> str:
+    """The VM's end of the wire from its NIC to a host's virtual switch."""
+    return short_name(f"{nic}-{host}")
+
+
+def _add_vm_network(network: Network, topology: Topology, vm: VM, host_name: str) -> None:
+    """A VM's namespace; each NIC is a bridge in it with a wire to the host that the VM is on.
+
+    So the NIC, its address and its sockets stay as they are while the VM moves: a migration
+    adds a wire to the other host, and opens it when the VM has resumed there.
+    """
+    netns = network.add_node(vm.name, "vm")
+    host = topology.host(host_name)
+    has_default: set[int] = set()
+    for nic in vm.nics:
+        vswitch = host.vswitch_of(nic.portgroup)
+        if vswitch is None:
+            raise LabError(
+                f"place {vm.name} on {host_name}: the host has no port group {nic.portgroup!r};"
+                " add it to a virtual switch of the host"
+            )
+        bridge = network.add_bridge(netns, nic.name, nic.mtu, nic.mac)
+        wire_end = network.end(netns, wire_name(nic.name, host_name), nic.mtu, bridge)
+        there = network.netns(host_name)
+        port = network.end(
+            there, f"{vm.name}-{nic.name}", nic.mtu, network.bridges[there, vswitch.name]
+        )
+        network.add_wire(wire_end, port)
+        link = f"link {netns}/{bridge}"
+        addresses = network.add_addresses(netns, bridge, link, nic.addresses)
+        for step, address in zip(addresses, nic.addresses, strict=True):
+            gateway = gateway_for(address, nic.gateways)
+            if gateway is not None and address.version not in has_default:
+                has_default.add(address.version)
+                network.steps.append(
+                    Route(netns, "default", bridge, MAIN_TABLE, step.key, address.version, gateway)
+                )
+
+
+def _power_on(network: Network, vm: VM, host: str) -> PowerOn:
+    return PowerOn(
+        vm=vm.name,
+        netns=network.netns(vm.name),
+        host=host,
+        host_netns=network.netns(host),
+        memory_bytes=vm.memory_bytes,
+        vcpus=vm.vcpus,
+        datastore=vm.datastore,
+        workload=vm.workload.kind,
+        dirty_rate_bytes_per_s=vm.workload.dirty_rate_bytes_per_s,
+        working_set_bytes=vm.workload.working_set_bytes,
+        seed=crc32(f"{network.lab}/{vm.name}".encode()),
+    )
+
+
+def roles(plan: Plan) -> dict[str, int]:
+    """How many nodes of each role a plan has, for a summary line."""
+    return dict(Counter(step.role for step in plan.steps if isinstance(step, Netns)))

@@ -1,0 +1,79 @@
+"""A plan: the ordered steps of a lab, as data, text and JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from testbed.plan.steps import (
+    Address,
+    Bridge,
+    DatastoreDirectory,
+    End,
+    Netns,
+    PowerOn,
+    Route,
+    Rule,
+    Shape,
+    Step,
+    Veth,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a lab consists of, each step after all that it needs."""
+
+    lab: str
+    steps: tuple[Step, ...]
+
+    def by_key(self) -> dict[str, Step]:
+        """The steps by the objects that they make."""
+        return {step.key: step for step in self.steps}
+
+    def counts(self) -> dict[str, int]:
+        """How many steps of each kind."""
+        return dict(Counter(step.kind for step in self.steps))
+
+
+def _types() -> dict[str, type[Step]]:
+    kinds: tuple[type[Step], ...] = (
+        Netns, Bridge, Veth, Address, Route, Rule, Shape, DatastoreDirectory, PowerOn,
+    )  # fmt: skip
+    return {kind.kind: kind for kind in kinds}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def step_to_json(step: Step) -> dict[str, Any]:
+    """A step as a JSON object; `kind` names its type."""
+    return {"kind": step.kind, **asdict(step)}
+
+
+def step_from_json(data: dict[str, Any]) -> Step:
+    """The step that `step_to_json` wrote.
+
+    Raises:
+        KeyError, TypeError: it is not of that form.
+    """
+    fields = {name: _frozen(value) for name, value in data.items() if name != "kind"}
+    if data["kind"] == Veth.kind:
+        return Veth(End(**fields["a"]), End(**fields["b"]))
+    return _types()[data["kind"]](**fields)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as a JSON object."""
+    return {"lab": plan.lab, "steps": [step_to_json(step) for step in plan.steps]}
+
+
+def from_json(data: dict[str, Any]) -> Plan:
+    """The plan that `to_json` wrote.
+
+    Raises:
+        KeyError, TypeError: it is not of that form.
+    """
+    return Plan(data["lab"], tuple(step_from_json(step) for step in data["steps"]))

@@ -1,0 +1,51 @@
+"""A step in one line for people."""
+
+from __future__ import annotations
+
+from testbed.plan.steps import (
+    Address,
+    Bridge,
+    DatastoreDirectory,
+    Netns,
+    PowerOn,
+    Route,
+    Rule,
+    Shape,
+    Step,
+    Veth,
+)
+from testbed.units import format_byte_rate, format_rate, format_size
+
+
+def describe(step: Step) -> str:  # noqa: PLR0911  (one line for each kind of step)
+    """What the step makes: `veth vmnic0 in tb.lab.esx01 <-> esx01-vmnic0 in tb.lab.tor-a`."""
+    match step:
+        case Netns():
+            return f"namespace {step.name} ({step.role})"
+        case Bridge():
+            return f"bridge {step.name} in {step.netns}, MTU {step.mtu}"
+        case Veth(a, b):
+            return f"veth {a.name} in {a.netns} <-> {b.name} in {b.netns}, MTU {a.mtu}/{b.mtu}"
+        case Address():
+            return f"address {step.address} on {step.dev} in {step.netns}"
+        case Route():
+            via = f" via {step.via}" if step.via else ""
+            return (
+                f"route {step.destination}{via} dev {step.dev} table {step.table} in {step.netns}"
+            )
+        case Rule():
+            return f"rule from {step.source} table {step.table} in {step.netns}"
+        case Shape():
+            told = format_rate(step.htb_rate_bytes_per_s * 8)
+            return (
+                f"HTB {format_rate(step.rate_bps)} (told {told}, burst {step.burst_bytes} B)"
+                f" on {step.dev} in {step.netns}"
+            )
+        case DatastoreDirectory():
+            return f"datastore {step.name} for {', '.join(step.hosts)}"
+        case PowerOn():
+            rate = format_byte_rate(step.dirty_rate_bytes_per_s)
+            return (
+                f"power on {step.vm} on {step.host}: {format_size(step.memory_bytes)},"
+                f" {step.vcpus} vCPU, {step.workload} {rate}"
+            )
