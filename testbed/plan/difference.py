@@ -70,6 +70,6 @@ def difference(old: Plan, new: Plan) -> Difference:
     )
 
 
-def powered_off_for_good(change: Difference) -> tuple[str, ...]:
+def powered_off(change: Difference) -> tuple[str, ...]:
     """VMs that are running and will be powered off (and perhaps on again) by the change."""
     return tuple(step.vm for step in change.undo if isinstance(step, PowerOn))

@@ -1,0 +1,108 @@
+"""Whether a VM may move to a host: questions to the topology alone, all answered at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from testbed.errors import LabError
+from testbed.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from netaddr import IPNetwork
+
+    from testbed.topology.model import VM, Host, Topology, VmkernelAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class VmotionPath:
+    """The vMotion adapters of both hosts and the addresses that the streams use."""
+
+    source_vmk: str
+    source_address: str
+    destination_vmk: str
+    destination_address: str
+    mtu: int
+
+
+def used_memory_bytes(topology: Topology, placement: Mapping[str, str], host: str) -> int:
+    """The memory of the VMs that run on a host now."""
+    return sum(
+        vm.memory_bytes for vm in topology.vms if placement.get(vm.name, vm.host) == host
+    )
+
+
+def reasons_against(
+    topology: Topology, placement: Mapping[str, str], vm: VM, destination: Host
+) -> tuple[str, ...]:
+    """Why the VM may not move there; empty if it may. Each reason says what to do."""
+    source = placement.get(vm.name, vm.host)
+    if source == destination.name:
+        return (f"{vm.name} runs on {source} already; name another host",)
+    reasons = []
+    room = destination.memory_bytes - used_memory_bytes(topology, placement, destination.name)
+    if vm.memory_bytes > room:
+        reasons.append(
+            f"{destination.name} has {format_size(max(room, 0))} of memory free and {vm.name}"
+            f" needs {format_size(vm.memory_bytes)}; raise the host's memory or move a VM away"
+        )
+    if vm.vcpus > destination.cores:
+        reasons.append(
+            f"{destination.name} has {destination.cores} cores and {vm.name} has {vm.vcpus} vCPUs;"
+            " raise cpu.cores of the host"
+        )
+    mounted = next(s.hosts for s in topology.datastores if s.name == vm.datastore)
+    if destination.name not in mounted:
+        reasons.append(
+            f"{destination.name} does not mount datastore {vm.datastore!r};"
+            " add it to the datastore's hosts"
+        )
+    for nic in vm.nics:
+        vswitch = destination.vswitch_of(nic.portgroup)
+        if vswitch is None:
+            reasons.append(
+                f"{destination.name} has no port group {nic.portgroup!r} for {vm.name}'s"
+                f" {nic.name}; add it to a virtual switch of the host"
+            )
+        elif vswitch.mtu < nic.mtu:
+            reasons.append(
+                f"{destination.name} carries port group {nic.portgroup!r} at MTU {vswitch.mtu}, less"
+                f" than {nic.name}'s {nic.mtu}; make the MTU of both virtual switches the same"
+            )
+    reasons += [
+        f"{name} has no vmk with the vmotion service; add 'services: [vmotion]' to one of its vmks"
+        for name in (source, destination.name)
+        if not topology.host(name).vmks_for("vmotion")
+    ]
+    return tuple(reasons)
+
+
+def vmotion_path(source: Host, destination: Host) -> VmotionPath:
+    """The adapters that a migration uses: the first pair in one network, else of one family.
+
+    Raises:
+        LabError: no vMotion address of one host is of a family that the other has.
+    """
+    pairs = [
+        (ours, here, theirs, there)
+        for ours, here in _vmotion_addresses(source)
+        for theirs, there in _vmotion_addresses(destination)
+        if here.version == there.version
+    ]
+    if not pairs:
+        raise LabError(
+            f"migrate from {source.name} to {destination.name}: their vMotion vmks have no address"
+            " of the same IP version; give both an IPv4 or both an IPv6 address"
+        )
+    ours, here, theirs, there = next(
+        (pair for pair in pairs if pair[1].cidr == pair[3].cidr), pairs[0]
+    )
+    return VmotionPath(
+        ours.name, str(here.ip), theirs.name, str(there.ip), min(ours.mtu, theirs.mtu)
+    )
+
+
+def _vmotion_addresses(host: Host) -> list[tuple[VmkernelAdapter, IPNetwork]]:
+    return [(vmk, address) for vmk in host.vmks_for("vmotion") for address in vmk.addresses]

@@ -1,0 +1,141 @@
+"""Changes a running lab to another plan, or leaves it as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from testbed import kernel
+from testbed import topology as topologies
+from testbed.errors import KernelError, LabError
+from testbed.lab.cpus import cpu_count
+from testbed.plan.compile import compile_plan
+from testbed.plan.difference import Difference, difference
+from testbed.plan.plan import Plan
+from testbed.plan.steps import DatastoreDirectory, PowerOn
+from testbed.plan.text import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from testbed.lab.estate import Estate
+    from testbed.lab.lines import Message
+    from testbed.plan.steps import Step
+    from testbed.topology.model import Topology
+
+
+def standing_placement(topology: Topology, running: Mapping[str, str]) -> dict[str, str]:
+    """Where the VMs of a new topology stand: where they run now, if that host remains.
+
+    A file's `host` is where a VM is powered on; a running one is moved by a migration only.
+    """
+    hosts = {host.name for host in topology.hosts}
+    return {
+        vm.name: running[vm.name]
+        for vm in topology.vms
+        if running.get(vm.name, vm.host) != vm.host and running[vm.name] in hosts
+    }
+
+
+def preview(running: Plan, placement: Mapping[str, str], topology: Topology) -> Difference:
+    """What `apply` would do to a lab that runs, with its VMs placed so."""
+    where = {step.vm: step.host for step in running.steps if isinstance(step, PowerOn)}
+    kept = standing_placement(topology, where | dict(placement))
+    return difference(running, compile_plan(topology, cpus=cpu_count(), placement=kept))
+
+
+def notes(topology: Topology, placement: Mapping[str, str]) -> list[str]:
+    """What the user should know about VMs that are not where the file says."""
+    return [
+        f"{vm.name} runs on {placement[vm.name]}, the file says {vm.host}:"
+        f" 'testbed migrate {vm.name} --to {vm.host}' moves it"
+        for vm in topology.vms
+        if placement.get(vm.name, vm.host) != vm.host
+    ]
+
+
+async def apply(estate: Estate, topology_file: str, topology_text: str) -> Message:
+    """Change the lab to a topology; a failure undoes what had been changed.
+
+    Raises:
+        TopologyError: the topology has mistakes; nothing was touched.
+        LabError: it is another lab's, or the change failed (the message says what stands).
+    """
+    old = estate.journal
+    topology = topologies.loads(topology_text, topology_file)
+    if topology.name != old.plan.lab:
+        raise LabError(
+            f"apply {topology_file}: it describes lab {topology.name!r}, not {old.plan.lab!r};"
+            f" 'testbed up {topology_file}' builds it beside this one"
+        )
+    running = {name: vm.step.host for name, vm in estate.vms.items()}
+    placement = standing_placement(topology, running)
+    plan = compile_plan(topology, cpus=cpu_count(), placement=placement)
+    change = difference(old.plan, plan)
+    union = Plan(plan.lab, (*old.plan.steps, *change.do))
+    new = replace(
+        old,
+        topology_file=topology_file,
+        topology_text=topology_text,
+        plan=plan,
+        placement=placement,
+    )
+    estate.write_journal(replace(old, state="changing", plan=union))
+    try:
+        await _carry_out(estate, change)
+    except BaseException as error:
+        await _restore(estate, change, error)
+        estate.write_journal(old)
+        raise
+    estate.write_journal(new)
+    estate.topology = topology
+    return {
+        "undone": [describe(step) for step in change.undo],
+        "altered": [describe(step) for _, step in change.alter],
+        "done": [describe(step) for step in change.do],
+        "notes": notes(topology, placement),
+    }
+
+
+async def _carry_out(estate: Estate, change: Difference) -> None:
+    await _undo(estate, change.undo)
+    for before, after in change.alter:
+        kernel.alter(before, after)
+    await _do(estate, change.do)
+
+
+async def _restore(estate: Estate, change: Difference, error: BaseException) -> None:
+    """Go back from wherever the change stopped: the reverse steps bear being done twice."""
+    try:
+        await _undo(estate, tuple(reversed(change.do)))
+        for before, after in change.alter:
+            kernel.alter(after, before)
+        standing = [step for step in reversed(change.undo) if not _stands(estate, step)]
+        await _do(estate, tuple(standing))
+    except (KernelError, LabError) as worse:
+        estate.write_journal(estate.journal.in_state("broken"))
+        raise LabError(
+            f"apply failed ({error}) and could not be undone ({worse});"
+            f" 'testbed down {estate.directory.name}' removes the lab"
+        ) from error
+
+
+def _stands(estate: Estate, step: Step) -> bool:
+    if isinstance(step, PowerOn):
+        return step.vm in estate.vms
+    return not isinstance(step, DatastoreDirectory) and kernel.stands(step)
+
+
+async def _undo(estate: Estate, steps: tuple[Step, ...]) -> None:
+    """Undo in the order given: what isn't in the kernel first, as it stands on the rest."""
+    for step in steps:
+        if isinstance(step, DatastoreDirectory | PowerOn):
+            await estate.undo(step)
+    kernel.remove([s for s in steps if not isinstance(s, DatastoreDirectory | PowerOn)])
+
+
+async def _do(estate: Estate, steps: tuple[Step, ...]) -> None:
+    kernel.build([s for s in steps if not isinstance(s, DatastoreDirectory | PowerOn)])
+    for step in steps:
+        if isinstance(step, DatastoreDirectory | PowerOn):
+            await estate.do(step)

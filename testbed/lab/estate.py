@@ -1,0 +1,195 @@
+"""What the supervisor owns: the running VMs, the datastores and the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from testbed import topology as topologies
+from testbed.errors import LabError, TestbedError
+from testbed.lab import vmx
+from testbed.lab.vmx_channel import VmxChannel
+from testbed.plan.plan import Plan, step_from_json
+from testbed.plan.steps import DatastoreDirectory, Netns, PowerOn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from testbed.lab.directory import LabDirectory
+    from testbed.lab.journal import Journal
+    from testbed.lab.lines import Message
+    from testbed.plan.steps import LabStep
+    from testbed.topology.model import Topology
+
+POWER_ON_DEADLINE_S = 120.0
+ANSWER_DEADLINE_S = 5.0
+
+
+@dataclass(slots=True)
+class RunningVM:
+    """A VM that is powered on, and the VMX process that runs it."""
+
+    step: PowerOn
+    channel: VmxChannel
+
+    @property
+    def state(self) -> str:
+        """`running`, or `failed` when its VMX or a vCPU has died."""
+        return "running" if self.channel.trouble is None else "failed"
+
+
+class Estate:
+    """The lab as the supervisor holds it."""
+
+    def __init__(self, directory: LabDirectory, journal: Journal) -> None:
+        self.directory = directory
+        self.journal = journal
+        self.topology: Topology = topologies.loads(journal.topology_text, journal.topology_file)
+        self.vms: dict[str, RunningVM] = {}
+        self.changing = asyncio.Lock()
+
+    def preload(self) -> None:
+        """Import what a VMX needs, once, before any is forked."""
+        vmx.preload()
+
+    def write_journal(self, journal: Journal) -> None:
+        """Note a new state of the lab, on disk first."""
+        journal.write(self.directory.journal)
+        self.journal = journal
+
+    # -- making and unmaking what isn't in the kernel ------------------------------------
+
+    async def make(self, step: Message) -> Message:
+        """Carry out one lab step, given as JSON."""
+        parsed = step_from_json(step)
+        if not isinstance(parsed, DatastoreDirectory | PowerOn):
+            raise LabError(f"a supervisor makes no {parsed.kind}")
+        await self.do(parsed)
+        return {}
+
+    async def commit(self) -> Message:
+        """Note that the lab is up: every step has been carried out."""
+        self.write_journal(self.journal.in_state("up"))
+        return {}
+
+    async def do(self, step: LabStep) -> None:
+        """Carry out one lab step.
+
+        Raises:
+            LabError: the VM could not be powered on.
+        """
+        if isinstance(step, DatastoreDirectory):
+            self._datastore(step.name).mkdir(parents=True, exist_ok=True)
+        else:
+            await self._power_on(step)
+
+    async def undo(self, step: LabStep) -> None:
+        """Take back one lab step; what is gone already is no error."""
+        if isinstance(step, DatastoreDirectory):
+            shutil.rmtree(self._datastore(step.name), ignore_errors=True)
+            return
+        running = self.vms.pop(step.vm, None)
+        if running is not None:
+            await running.channel.end()
+        shutil.rmtree(self._files(step), ignore_errors=True)
+
+    async def power_off_all(self) -> None:
+        """End every VM."""
+        while self.vms:
+            _, running = self.vms.popitem()
+            await running.channel.end()
+
+    async def spawn(self, step: PowerOn) -> VmxChannel:
+        """A VMX process for a VM in its host's namespace, with nothing in it yet."""
+        return await VmxChannel.spawn(
+            partial(vmx.run, vm=step.vm, vm_netns=step.netns, host_netns=step.host_netns)
+        )
+
+    async def _power_on(self, step: PowerOn) -> None:
+        files = self._files(step)
+        files.mkdir(parents=True, exist_ok=True)
+        configuration = json.dumps(asdict(step), indent=2)
+        (files / f"{step.vm}.json").write_text(configuration + "\n", encoding="utf-8")
+        channel = await self.spawn(step)
+        try:
+            await channel.call(
+                {"command": "power_on", "vm": vmx.guest_fields(step)}, POWER_ON_DEADLINE_S
+            )
+        except BaseException as error:
+            await channel.end()
+            if isinstance(error, TestbedError):
+                raise LabError(f"power on {step.vm} on {step.host}: {error}") from error
+            raise
+        self.vms[step.vm] = RunningVM(step, channel)
+
+    def _datastore(self, name: str) -> Path:
+        return self.directory.datastores / name
+
+    def _files(self, step: PowerOn) -> Path:
+        return self._datastore(step.datastore) / step.vm
+
+    # -- the commands ---------------------------------------------------------------------
+
+    async def status(self) -> Message:
+        """The lab as JSON: nodes, VMs with their counters, what is wrong."""
+        vms = await asyncio.gather(*(self._vm_status(vm) for vm in self.vms.values()))
+        return {
+            "lab": self.directory.name,
+            "state": self.journal.state,
+            "supervisor_pid": os.getpid(),
+            "topology_file": self.journal.topology_file,
+            "scale_divisor": self.topology.scale.denominator,
+            "nodes": [
+                {"name": step.node, "role": step.role, "netns": step.name}
+                for step in self.journal.plan.steps
+                if isinstance(step, Netns)
+            ],
+            "vms": sorted(vms, key=lambda vm: vm["name"]),
+        }
+
+    async def _vm_status(self, vm: RunningVM) -> dict[str, Any]:
+        step = vm.step
+        status: dict[str, Any] = {
+            "name": step.vm,
+            "host": step.host,
+            "state": vm.state,
+            "trouble": vm.channel.trouble,
+            "vmx_pid": vm.channel.pid,
+            "memory_bytes": step.memory_bytes,
+            "vcpus": step.vcpus,
+            "workload": step.workload,
+            "dirty_rate_bytes_per_s": step.dirty_rate_bytes_per_s,
+            "working_set_bytes": step.working_set_bytes,
+            "counters": None,
+        }
+        if vm.channel.conversation.locked():
+            status["state"] = "migrating"
+        elif vm.channel.trouble is None:
+            answer = await vm.channel.call({"command": "counters"}, ANSWER_DEADLINE_S)
+            status["counters"] = answer["counters"]
+        return status
+
+    async def apply(self, topology_file: str, topology_text: str) -> Message:
+        """Change the running lab to another topology; see `lab.change`."""
+        from testbed.lab.change import apply
+
+        async with self.changing:
+            return await apply(self, topology_file, topology_text)
+
+    async def migrate(self, request: Message, emit: Callable[[Message], None]) -> Message:
+        """Move a VM to another host; see `lab.vmotion`."""
+        from testbed.lab.vmotion import migrate
+
+        async with self.changing:
+            return await migrate(self, request, emit)
+
+
+def lab_steps(plan: Plan) -> list[LabStep]:
+    """The steps of a plan that the supervisor carries out."""
+    return [step for step in plan.steps if isinstance(step, DatastoreDirectory | PowerOn)]

@@ -1,0 +1,80 @@
+"""The journal: what a lab consists of, on disk before it is in the kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from testbed.errors import LabError
+from testbed.plan import plan as plans
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from testbed.plan.plan import Plan
+
+State = Literal["building", "up", "changing", "broken"]
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """A lab as it was last written down.
+
+    `plan` is what stands while the state is `up`; in any other state it is all that may
+    stand. `placement` holds the hosts of the VMs that have moved from the file's.
+    """
+
+    state: State
+    topology_file: str
+    topology_text: str
+    plan: Plan
+    placement: dict[str, str]
+
+    def in_state(self, state: State) -> Journal:
+        """The same lab in another state."""
+        return replace(self, state=state)
+
+    def write(self, path: Path) -> None:
+        """Replace the file in one step, and see it on disk before returning."""
+        data = {
+            "version": VERSION,
+            "state": self.state,
+            "topology_file": self.topology_file,
+            "topology_text": self.topology_text,
+            "placement": self.placement,
+            "plan": plans.to_json(self.plan),
+        }
+        new = path.with_suffix(".new")
+        with new.open("w", encoding="utf-8") as file:
+            json.dump(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Journal:
+        """The journal in a file.
+
+        Raises:
+            LabError: it can't be read as one.
+        """
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if data["version"] != VERSION:
+                raise ValueError(f"version {data['version']}, not {VERSION}")
+            return cls(
+                state=data["state"],
+                topology_file=data["topology_file"],
+                topology_text=data["topology_text"],
+                plan=plans.from_json(data["plan"]),
+                placement=data["placement"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            lab = path.parent.name
+            raise LabError(
+                f"read the journal {path}: {error};"
+                f" 'testbed down {lab}' removes what carries the lab's name"
+            ) from error

@@ -1,0 +1,130 @@
+"""The supervisor: one process for each lab, which owns its VMs and answers its commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from testbed.errors import InputError, LabError, TestbedError
+from testbed.lab.client import error_message
+from testbed.lab.directory import LabDirectory
+from testbed.lab.estate import Estate
+from testbed.lab.identity import ProcessIdentity
+from testbed.lab.journal import Journal
+from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+class Supervisor:
+    """Answers commands on the control socket until told to stop."""
+
+    def __init__(self, estate: Estate) -> None:
+        self.estate = estate
+        self._stopping = asyncio.Event()
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def serve(self, ready: Callable[[], None]) -> None:
+        """Listen, say so through `ready`, and serve until SIGTERM or the command `stop`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        path = self.estate.directory.socket
+        path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(
+            self._accept, path=str(path), limit=LARGEST_LINE_BYTES
+        )
+        path.chmod(0o600)
+        async with server:
+            ready()
+            await self._stopping.wait()
+        for task in self._clients:
+            task.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        await self.estate.power_off_all()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._client(reader, writer))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection is one command; a client that goes away cancels what it asked for."""
+
+        def emit(message: Message) -> None:
+            writer.write(encode(message))
+
+        try:
+            request = decode(await reader.readline())
+            command = asyncio.create_task(self._answer(request, emit))
+            gone = asyncio.create_task(reader.read(1))
+            await asyncio.wait({command, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not command.done():
+                command.cancel()
+            gone.cancel()
+            with suppress(asyncio.CancelledError):
+                emit(await command)
+            await writer.drain()
+        except (ConnectionError, ValueError, asyncio.CancelledError):
+            pass  # nobody is left to be told
+        finally:
+            writer.close()
+
+    async def _answer(self, request: Message, emit: Callable[[Message], None]) -> Message:
+        estate = self.estate
+        commands: dict[str, Callable[[], Awaitable[Message]]] = {
+            "status": estate.status,
+            "make": lambda: estate.make(request["step"]),
+            "commit": estate.commit,
+            "apply": lambda: estate.apply(request["topology_file"], request["topology_text"]),
+            "migrate": lambda: estate.migrate(request, emit),
+            "stop": self._stop,
+        }
+        try:
+            command = commands.get(request.get("command", ""))
+            if command is None:
+                raise InputError(f"the supervisor knows no command {request.get('command')!r}")
+            return {"result": await command()}
+        except TestbedError as error:
+            return error_message(error)
+        except Exception as error:  # noqa: BLE001  (a fault in one command must not end the lab)
+            traceback.print_exc()
+            return error_message(LabError(f"fault in the supervisor: {error!r}; see its log"))
+
+    async def _stop(self) -> Message:
+        await self.estate.power_off_all()
+        self._stopping.set()
+        return {}
+
+
+def main(arguments: list[str]) -> None:
+    """Run as `python -m testbed.lab.supervisor LAB READY_FD LOCK_FD`.
+
+    The lab's lock is inherited and held until the supervisor is ready, so that a `down` which
+    comes while `up` is killed here finds either no supervisor or a whole one.
+    """
+    name, ready_fd, lock_fd = arguments[0], int(arguments[1]), int(arguments[2])
+    directory = LabDirectory(name)
+    identity = ProcessIdentity.of(os.getpid())
+    if identity is None:
+        raise LabError("read /proc/self/stat: is /proc mounted?")
+    identity.write(directory.identity)
+
+    def ready() -> None:
+        os.write(ready_fd, json.dumps({"ready": True}).encode() + b"\n")
+        os.close(ready_fd)
+        os.close(lock_fd)
+
+    estate = Estate(directory, Journal.read(directory.journal))
+    estate.preload()
+    asyncio.run(Supervisor(estate).serve(ready))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

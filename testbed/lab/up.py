@@ -1,0 +1,127 @@
+"""Brings a lab up: all of it, or nothing."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from testbed import kernel
+from testbed.errors import LabError
+from testbed.lab.client import request
+from testbed.lab.cpus import cpu_count
+from testbed.lab.directory import LabDirectory
+from testbed.lab.down import take_down
+from testbed.lab.estate import lab_steps
+from testbed.lab.journal import Journal
+from testbed.lab.launch import kill_supervisor, start_supervisor, supervisor_of
+from testbed.lab.privilege import require_root
+from testbed.plan.compile import compile_plan
+from testbed.plan.difference import difference
+from testbed.plan.plan import step_to_json
+from testbed.plan.steps import DatastoreDirectory, PowerOn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testbed.plan.plan import Plan
+    from testbed.plan.steps import Step
+    from testbed.topology.model import Topology
+
+POWER_ON_DEADLINE_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What `up` did: `built`, nothing (`unchanged`), or a new supervisor (`restarted`)."""
+
+    outcome: Literal["built", "unchanged", "restarted"]
+    plan: Plan
+    cleaned: bool
+    """Whether remains of an earlier, broken `up` were taken down first."""
+
+
+def up(
+    topology: Topology,
+    *,
+    before: Callable[[Step], None] | None = None,
+    batch: int = 100,
+) -> Brought:
+    """Build the lab of a topology, or see that it stands.
+
+    Args:
+        topology: validated.
+        before: called before each step, for progress and for tests that let a step fail.
+        batch: how many messages the kernel gets at a time.
+
+    Raises:
+        PrivilegeError: not root.
+        LabError: the lab runs with another topology, or its supervisor or a VM did not start.
+        KernelError: the kernel refused a step. Nothing is left of a lab that failed.
+    """
+    require_root(f"up {topology.file}")
+    directory = LabDirectory(topology.name)
+    with directory.locked() as lock_fd:
+        cleaned = False
+        if directory.exists():
+            journal = Journal.read(directory.journal)
+            if journal.state == "up":
+                return _see_that_it_stands(directory, journal, topology, lock_fd)
+            take_down(directory)
+            cleaned = True
+        plan = compile_plan(topology, cpus=cpu_count())
+        journal = Journal("building", topology.file, topology.text, plan, {})
+        with ExitStack() as undo:
+            directory.create()
+            undo.callback(take_down, directory)
+            journal.write(directory.journal)
+            kernel.build(_kernel_steps(plan), batch=batch, before=before)
+            _start(directory, journal, lock_fd, before)
+            undo.pop_all()
+        return Brought("built", plan, cleaned)
+
+
+def _kernel_steps(plan: Plan) -> list[kernel.KernelStep]:
+    return [s for s in plan.steps if not isinstance(s, DatastoreDirectory | PowerOn)]
+
+
+def _start(
+    directory: LabDirectory,
+    journal: Journal,
+    lock_fd: int,
+    before: Callable[[Step], None] | None = None,
+) -> None:
+    """Start the supervisor, power on the VMs, and note that the lab is up."""
+    start_supervisor(directory, lock_fd)
+    for step in lab_steps(journal.plan):
+        if before is not None:
+            before(step)
+        request(
+            directory,
+            {"command": "make", "step": step_to_json(step)},
+            timeout_s=POWER_ON_DEADLINE_S,
+        )
+    request(directory, {"command": "commit"}, timeout_s=POWER_ON_DEADLINE_S)
+
+
+def _see_that_it_stands(
+    directory: LabDirectory, journal: Journal, topology: Topology, lock_fd: int
+) -> Brought:
+    """`up` for a lab that is up: nothing to do, or its supervisor to start again.
+
+    Raises:
+        LabError: it runs with another topology.
+    """
+    plan = compile_plan(topology, cpus=cpu_count(), placement=journal.placement)
+    if difference(journal.plan, plan):
+        raise LabError(
+            f"lab {topology.name!r} is running with another topology ({journal.topology_file});"
+            f" 'testbed apply {topology.file}' changes it, 'testbed plan {topology.file}' shows how"
+        )
+    if supervisor_of(directory) is not None:
+        return Brought("unchanged", plan, cleaned=False)
+    with ExitStack() as undo:
+        undo.callback(kill_supervisor, directory)
+        _start(directory, journal, lock_fd)
+        undo.pop_all()
+    return Brought("restarted", plan, cleaned=False)

@@ -1,0 +1,1 @@
+"""Topology in, ordered steps out: pure data, no root."""
