@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 SCRIPTS = sorted(
-    path for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"] if path.is_file()
+    path
+    for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"]
+    if path.is_file() and path.suffix != ".py"
 )
 
 
