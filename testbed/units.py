@@ -11,27 +11,31 @@ from fractions import Fraction
 
 _DECIMAL = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_NUMBER = r"(?P<number>\d+(?:\.\d+)?)\s*"
+_NUMBER = r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,9})?) ?"
 _RATE = re.compile(_NUMBER + r"(?P<prefix>[kKMGT]?)(?:bit|bps|bit/s|b/s)")
 _SIZE = re.compile(_NUMBER + r"(?P<prefix>[kMGT]|[KMGT]i)?B")
 _BYTE_RATE = re.compile(_NUMBER + r"(?P<prefix>[kMGT]|[KMGT]i)?B/s")
 _DURATION = re.compile(_NUMBER + r"(?P<unit>ns|us|ms|s|min)")
 _PERCENT = re.compile(_NUMBER + r"%")
-_SCALE = re.compile(r"(?P<up>\d{1,9})(?:\s*/\s*(?P<down>\d{1,9}))?")
+_SCALE = re.compile(r"(?P<up>[0-9]{1,9})(?: ?/ ?(?P<down>[0-9]{1,9}))?")
 _NANOSECONDS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "min": 60 * 10**9}
 
 
 def _match(pattern: re.Pattern[str], text: str, what: str, example: str) -> re.Match[str]:
     found = pattern.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text!r} is not a {what}; write it like {example}")
+        raise ValueError(f"{_quote(text)} is not a {what}; write it like {example}")
     return found
+
+
+def _quote(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:57]!r}... ({len(text)} characters)"
 
 
 def _whole(number: str, factor: int, text: str, unit: str) -> int:
     value = Fraction(number) * factor
     if value.denominator != 1:
-        raise ValueError(f"{text!r} is not a whole number of {unit}")
+        raise ValueError(f"{text!r} is not a whole number of {unit}; choose a finer prefix")
     return int(value)
 
 
@@ -103,14 +107,9 @@ def parse_scale(text: str) -> Fraction:
 
 
 def _shortest(value: float, unit: str, steps: tuple[tuple[str, int], ...]) -> str:
-    for prefix, factor in steps:
-        if value >= factor:
-            return (
-                f"{value / factor:.3g} {prefix}{unit}"
-                if value / factor < 1000
-                else (f"{value / factor:.0f} {prefix}{unit}")
-            )
-    return f"{value:.3g} {unit}"
+    prefix, factor = next((step for step in steps if value >= step[1]), ("", 1))
+    number = value / factor
+    return f"{number:.3g} {prefix}{unit}" if number < 999.5 else f"{number:.0f} {prefix}{unit}"
 
 
 def format_rate(rate_bps: float) -> str:

@@ -158,7 +158,7 @@ class VM:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A whole estate, validated."""
+    """A whole estate, validated. `text` is the file's own, for results; `file` its name."""
 
     name: str
     scale: Fraction
@@ -169,6 +169,8 @@ class Topology:
     datastores: tuple[Datastore, ...]
     hosts: tuple[Host, ...]
     vms: tuple[VM, ...]
+    text: str = ""
+    file: str = ""
 
     def host(self, name: str) -> Host:
         """The host of this name.

@@ -1,0 +1,137 @@
+"""The file as read, mistakes and all: what the checks look at before anything is resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from testbed.topology.problems import Path, Problems, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from testbed.topology.schema import HostNic, TopologyFile
+    from testbed.topology.tree import Node
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchDraft:
+    """A virtual switch on one host. `mtu` None is unknown; `path` is where it is defined."""
+
+    name: str
+    kind: Literal["standard", "distributed"]
+    mtu: int | None
+    uplinks: tuple[str, ...]
+    portgroups: tuple[str, ...]
+    path: Path
+
+
+class Draft:
+    """A file's models, its tree, and what is known to be wrong with them.
+
+    Args:
+        file: the models.
+        root: the expanded tree that they were read from.
+        problems: takes what the checks find.
+        broken: paths of objects with a mistake of their own.
+        incomplete: sections whose names are not all known.
+    """
+
+    def __init__(
+        self,
+        file: TopologyFile,
+        root: Node,
+        problems: Problems,
+        broken: set[Path],
+        incomplete: set[str],
+    ) -> None:
+        self.file = file
+        self.problems = problems
+        self.incomplete = incomplete
+        self._broken = broken
+        self._refused_vmnics = {
+            (path[1], path[3])
+            for path in broken
+            if path[:1] == ("hosts",) and len(path) == 4 and path[2] == "nics"
+        }
+        self._names = {
+            section: list(node.value)
+            for section, node in (root.value if isinstance(root.value, dict) else {}).items()
+            if isinstance(node.value, dict)
+        }
+        self._unsure = {
+            str(path[1])
+            for path in broken
+            if path[:1] == ("hosts",)
+            and (len(path) == 2 or (len(path) > 2 and path[2] in ("nics", "vswitches")))
+        }
+        self._unsure_distributed = "distributed_switches" in incomplete or any(
+            path[:1] == ("distributed_switches",) for path in broken
+        )
+        self.switches = {name: tuple(self._switches_of(name)) for name in file.hosts}
+
+    def is_broken(self, *path: str | int) -> bool:
+        """Whether the object there has a mistake of its own."""
+        return path in self._broken
+
+    def names(self, section: str) -> list[str]:
+        """Every name that a section defines, of objects with mistakes too."""
+        return self._names.get(section, [])
+
+    def refer(self, path: Path, name: str | None, section: str, what: str) -> bool:
+        """Report a reference to something that doesn't exist; whether it does."""
+        names = self.names(section)
+        if name is None or name in names or section in self.incomplete:
+            return name in names
+        remedy = self.problems.did_you_mean(name, names)
+        self.problems.add(path, f"there is no {what} {shown(name)}", remedy)
+        return False
+
+    def switch_of(self, host: str, portgroup: str | None) -> SwitchDraft | None:
+        """The virtual switch of a host that has a port group."""
+        return next((s for s in self.switches.get(host, ()) if portgroup in s.portgroups), None)
+
+    def knows_switches_of(self, host: str) -> bool:
+        """Whether a port group that isn't found on a host is really missing there."""
+        return host in self.switches and host not in self._unsure and not self._unsure_distributed
+
+    def lacks_vmnic(self, host: str, vmnic: str) -> bool:
+        """Whether a host surely has no such vmnic."""
+        of = self.file.hosts[host]
+        return not (
+            vmnic in of.nics
+            or (host, vmnic) in self._refused_vmnics
+            or self.is_broken("hosts", host)
+        )
+
+    def nic(self, host: str, vmnic: str) -> HostNic | None:
+        """A host's vmnic."""
+        return self.file.hosts[host].nics.get(vmnic)
+
+    def _switches_of(self, host: str) -> Iterator[SwitchDraft]:
+        of = self.file.hosts[host]
+        for name, vswitch in of.vswitches.items():
+            uplinks = tuple(u for u in vswitch.uplinks if u is not None)
+            yield SwitchDraft(
+                name,
+                "standard",
+                vswitch.mtu,
+                uplinks,
+                tuple(vswitch.portgroups),
+                ("hosts", host, "vswitches", name),
+            )
+        joined: dict[str, list[str]] = {}
+        for vmnic, nic in of.nics.items():
+            if nic.uplink is not None:
+                joined.setdefault(nic.uplink.partition("/")[0], []).append(vmnic)
+        for name, vmnics in joined.items():
+            distributed = self.file.distributed_switches.get(name)
+            if distributed is not None:
+                yield SwitchDraft(
+                    name,
+                    "distributed",
+                    distributed.mtu,
+                    tuple(vmnics),
+                    tuple(distributed.portgroups),
+                    ("distributed_switches", name),
+                )

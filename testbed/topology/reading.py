@@ -1,0 +1,251 @@
+"""A tree into the file's models, object by object, so that one mistake hides no other.
+
+What can't be read becomes None (or an empty list or mapping) and is remembered as broken,
+so that the checks that follow neither trust it nor complain about it again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
+
+from pydantic import BaseModel
+
+from testbed.topology import later
+from testbed.topology.leaves import Leaf, OneOrMany
+from testbed.topology.problems import Path, Problems, Refusal, shown
+from testbed.topology.schema import TopologyFile
+from testbed.topology.tree import REFUSED, Node, Refused, Scalar
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+
+class Reader:
+    """Reads one file.
+
+    After `read`, `broken` holds the paths of the objects with a mistake of their own and
+    `incomplete` the sections whose names are not all known.
+    """
+
+    def __init__(self, problems: Problems, incomplete: set[str]) -> None:
+        self.problems = problems
+        self.incomplete = incomplete
+        self.broken: set[Path] = set()
+        self._kinds: dict[type[BaseModel], dict[str, _Kind]] = {}
+
+    def read(self, root: Node) -> TopologyFile | None:
+        """The whole file; None if it is no mapping at all."""
+        if not isinstance(root.value, dict):
+            self._wrong_kind(root, (), "a mapping (name: quickstart ...)")
+            return None
+        return cast("TopologyFile", self._object(root, TopologyFile, (), ()))
+
+    def _object(
+        self, node: Node, model: type[BaseModel], path: Path, shape: later.Shape
+    ) -> BaseModel:
+        values: dict[str, Any] = {}
+        unsure: set[str] = set()
+        given: dict[str, Node] = {}
+        if isinstance(node.value, dict):
+            given = node.value
+        else:
+            self._wrong_kind(node, path, "a mapping (key: value)")
+            self._break(path)
+            unsure = set(model.model_fields)
+        for key in given:
+            if key not in model.model_fields:
+                unsure |= self._unknown(key, model, path, (*shape, key))
+        kinds = self._kinds.get(model)
+        if kinds is None:
+            kinds = {name: _Kind.of(info) for name, info in model.model_fields.items()}
+            self._kinds[model] = kinds
+        for name, info in model.model_fields.items():
+            if name in given:
+                below = (*path, name)
+                kind = kinds[name]
+                values[name] = self._value(given[name], kind, below, (*shape, name), path)
+            elif name in unsure:
+                values[name] = _nothing(info)
+                if not path:
+                    self.incomplete.add(name)
+            elif info.is_required():
+                self._missing(name, info, path)
+                values[name] = _nothing(info)
+        return model.model_construct(**values)
+
+    def _value(self, node: Node, kind: _Kind, path: Path, shape: later.Shape, owner: Path) -> Any:
+        if kind.origin is dict:
+            return self._mapping(node, kind, path, shape)
+        if kind.origin is tuple:
+            return self._sequence(node, kind, path, shape, owner)
+        if kind.model is not None:
+            return self._object(node, kind.model, path, shape)
+        return self._leaf(node, kind.leaf, path, owner)
+
+    def _mapping(self, node: Node, kind: _Kind, path: Path, shape: later.Shape) -> dict[str, Any]:
+        if not isinstance(node.value, dict):
+            self._wrong_kind(node, path, "a mapping of names; write {} if there are none")
+            self._lose(path)
+            return {}
+        read: dict[str, Any] = {}
+        for name, child in node.value.items():
+            below = (*path, name)
+            value = self._value(child, kind.items[1], below, (*shape, "*"), below)
+            leaf = kind.items[0].leaf
+            try:
+                read[cast("str", leaf.parse(name))] = value
+            except ValueError as error:
+                self._refuse(below, error, at_key=True)
+                self._break(below)
+        return read
+
+    def _sequence(
+        self, node: Node, kind: _Kind, path: Path, shape: later.Shape, owner: Path
+    ) -> tuple[Any, ...]:
+        item = kind.items[0]
+        if kind.one_or_many and not isinstance(node.value, list):
+            value = self._value(node, item, path, shape, owner)
+            return () if value is None else (value,)
+        if not isinstance(node.value, list):
+            self._wrong_kind(node, path, "a list; write it in brackets [ ]")
+            self._lose(path)
+            return ()
+        if kind.length is not None and len(node.value) != kind.length:
+            message = f"a list of {len(node.value)} where {kind.length} belong"
+            self.problems.add(path, message, f"write exactly {kind.length}")
+            self._break(owner)
+        values = [
+            self._value(
+                child,
+                item,
+                (*path, number),
+                (*shape, "*"),
+                owner if item.model is None else (*path, number),
+            )
+            for number, child in enumerate(node.value)
+        ]
+        return tuple(values)
+
+    def _leaf(self, node: Node, leaf: Leaf, path: Path, owner: Path) -> Any:
+        value = node.value
+        if isinstance(value, list | dict | Refused):
+            self._wrong_kind(node, path, leaf.expects)
+            self._break(owner)
+            return None
+        try:
+            return leaf.parse(value)
+        except ValueError as error:
+            self._refuse(path, error)
+            self._break(owner)
+            return None
+
+    def _unknown(
+        self, key: str, model: type[BaseModel], path: Path, shape: later.Shape
+    ) -> set[str]:
+        """Report a key that doesn't exist; the keys that it may have meant."""
+        below = (*path, key)
+        if shape in later.KEYS:
+            message = f"{key} is not built yet: {later.KEYS[shape]}"
+            self.problems.add(below, message, "remove it", at_key=True)
+            return set()
+        self._break(path)
+        known = list(model.model_fields)
+        near = self.problems.nearest(key, known)
+        remedy = f"allowed here: {', '.join(known)}" if known else "no keys are allowed here"
+        if near is not None:
+            remedy = f"did you mean {near}? ({remedy})"
+        self.problems.add(below, f"unknown key {shown(key)}", remedy, at_key=True)
+        return set() if near is None else {near}
+
+    def _missing(self, name: str, info: FieldInfo, path: Path) -> None:
+        kind = _Kind.of(info)
+        example = kind.example()
+        self.problems.add(path, f"the key {name} is missing", f"add {name}: {example}", at_key=True)
+        self._break(path)
+
+    def _wrong_kind(self, node: Node, path: Path, expected: str) -> None:
+        if node.value is REFUSED:
+            return
+        what = "a mapping" if isinstance(node.value, dict) else "a list"
+        if not isinstance(node.value, dict | list):
+            what = shown(node.value)
+        expected, _, remedy = expected.partition("; ")
+        self.problems.add(path, f"{what} stands where {expected} belongs", remedy or "write that")
+
+    def _refuse(self, path: Path, error: ValueError, *, at_key: bool = False) -> None:
+        if isinstance(error, Refusal):
+            message, remedy = error.message, error.remedy
+        else:
+            message, _, remedy = str(error).rpartition("; ")
+        self.problems.add(path, message, remedy, at_key=at_key)
+
+    def _break(self, path: Path) -> None:
+        self.broken.add(path)
+
+    def _lose(self, path: Path) -> None:
+        """A whole mapping or list is unreadable: nothing is known of what it would name."""
+        self._break(path[:-1])
+        if len(path) == 1:
+            self.incomplete.add(str(path[0]))
+
+
+class _Kind:
+    """What a field holds, taken from its annotation."""
+
+    __slots__ = ("examples", "items", "leaf", "length", "model", "one_or_many", "origin")
+
+    def __init__(self, annotation: Any, metadata: list[Any], examples: list[Any] | None) -> None:
+        if get_origin(annotation) is Annotated:
+            annotation, *more = get_args(annotation)
+            metadata = [*metadata, *more]
+        self.origin = get_origin(annotation)
+        self.examples = examples
+        self.one_or_many = any(isinstance(m, OneOrMany) for m in metadata)
+        self.length = next((m.max_length for m in metadata if hasattr(m, "max_length")), None)
+        self.model: type[BaseModel] | None = None
+        self.items: tuple[_Kind, ...] = ()
+        if self.origin in (dict, tuple):
+            inner = [a for a in get_args(annotation) if a is not Ellipsis]
+            self.items = tuple(_Kind(a, [], None) for a in inner)
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            self.model = annotation
+        self.leaf = next((m for m in metadata if isinstance(m, Leaf)), _NO_LEAF)
+
+    @classmethod
+    def of(cls, info: FieldInfo) -> _Kind:
+        """The kind of a model's field."""
+        return cls(info.annotation, info.metadata, info.examples)
+
+    def example(self) -> str:
+        """What a missing value may look like."""
+        if self.model is not None:
+            inner = (
+                f"{name}: {_Kind.of(info).example()}"
+                for name, info in self.model.model_fields.items()
+                if info.is_required()
+            )
+            return "{" + ", ".join(inner) + "}"
+        if self.origin is tuple:
+            return f"[{self.items[0].example()}]"
+        examples = self.leaf.schema.get("examples") or self.leaf.schema.get("enum") or ["..."]
+        return str(examples[0])
+
+
+def _parse_nothing(_: Scalar | object) -> object:
+    raise Refusal("a value stands where none belongs", "remove it")
+
+
+_NO_LEAF = Leaf(_parse_nothing, {}, "nothing")
+
+
+def _nothing(info: FieldInfo) -> Any:
+    """What stands for a value that is unknown."""
+    kind = _Kind.of(info)
+    if kind.origin is dict:
+        return {}
+    if kind.origin is tuple:
+        return ()
+    if kind.model is not None:
+        fields = kind.model.model_fields
+        return kind.model.model_construct(**{name: _nothing(f) for name, f in fields.items()})
+    return None

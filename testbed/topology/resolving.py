@@ -1,0 +1,189 @@
+"""A file without mistakes into the topology that the lab is built from."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, TypeVar
+
+from testbed.topology import model
+from testbed.topology.capacity import working_set_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from fractions import Fraction
+
+    from testbed.topology.draft import Draft
+    from testbed.topology.schema import Host, Vm, Workload
+
+T = TypeVar("T")
+
+# VMware's range for addresses set by hand: it can't collide with what vCenter generates
+_VMWARE_MAC, _VMWARE_MACS = 0x00_50_56_00_00_00, 2**22
+_LOCAL_MAC, _LOCAL_MACS = 0x02_00_00_00_00_00, 2**40
+
+
+def _known(value: T | None) -> T:
+    """A value that only a mistake leaves unknown, after the mistakes have been raised."""
+    assert value is not None
+    return value
+
+
+def _all_known(values: tuple[T | None, ...]) -> tuple[T, ...]:
+    return tuple(_known(value) for value in values)
+
+
+class _Macs:
+    """Addresses for the adapters that the file gives none, the same on every run."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._lab = draft.file.name
+        self._given: dict[tuple[str, str], str] = {}
+        wanted: list[tuple[str, str, bool]] = []
+        for node, adapter, virtual, mac in _adapters(draft):
+            if mac is not None:
+                self._given[node, adapter] = mac
+            else:
+                wanted.append((node, adapter, virtual))
+        taken = set(self._given.values())
+        for node, adapter, virtual in sorted(wanted):
+            mac = self._free(node, adapter, virtual, taken)
+            taken.add(mac)
+            self._given[node, adapter] = mac
+
+    def of(self, node: str, adapter: str) -> str:
+        return self._given[node, adapter]
+
+    def _free(self, node: str, adapter: str, virtual: bool, taken: set[str]) -> str:
+        first, count = (_VMWARE_MAC, _VMWARE_MACS) if virtual else (_LOCAL_MAC, _LOCAL_MACS)
+        attempt = 0
+        while True:
+            name = "\0".join((self._lab, node, adapter, str(attempt)))
+            number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % count
+            mac = (first + number).to_bytes(6, "big").hex(":")
+            if mac not in taken:
+                return mac
+            attempt += 1
+
+
+def _adapters(draft: Draft) -> Iterator[tuple[str, str, bool, str | None]]:
+    """(node, adapter, whether it is virtual, its MAC address if given)."""
+    for name, router in draft.file.routers.items():
+        for switch in router.interfaces:
+            yield name, switch, False, None
+    for name, host in draft.file.hosts.items():
+        for vmnic, nic in host.nics.items():
+            yield name, vmnic, False, nic.mac
+        for vmk, adapter in host.vmks.items():
+            yield name, vmk, True, adapter.mac
+    for name, vm in draft.file.vms.items():
+        for number, eth in enumerate(vm.nics):
+            yield name, f"eth{number}", True, eth.mac
+
+
+def resolve(draft: Draft, text: str) -> model.Topology:
+    """The topology of a draft in which no mistake was found."""
+    file = draft.file
+    scale = _known(file.scale)
+    macs = _Macs(draft)
+    mtu = {name: _known(switch.mtu) for name, switch in file.switches.items()}
+    return model.Topology(
+        name=file.name,
+        scale=scale,
+        sites=tuple(file.sites),
+        switches=tuple(
+            model.PhysicalSwitch(name, switch.site, mtu[name])
+            for name, switch in file.switches.items()
+        ),
+        routers=tuple(
+            model.Router(
+                name,
+                tuple(
+                    model.RouterInterface(
+                        switch, _all_known(interface.ip), mtu[switch], macs.of(name, switch)
+                    )
+                    for switch, interface in router.interfaces.items()
+                ),
+            )
+            for name, router in file.routers.items()
+        ),
+        links=tuple(
+            model.PhysicalLink((a, b), _scaled(link.rate, scale), min(mtu[a], mtu[b]))
+            for link in file.links
+            for a, b in [_all_known(link.between)]
+        ),
+        datastores=tuple(
+            model.Datastore(name, tuple(dict.fromkeys(_all_known(store.hosts))))
+            for name, store in file.datastores.items()
+        ),
+        hosts=tuple(_host(draft, name, host, macs, scale) for name, host in file.hosts.items()),
+        vms=tuple(_vm(draft, name, vm, macs, scale) for name, vm in file.vms.items()),
+        text=text,
+        file=draft.problems.file,
+    )
+
+
+def _scaled(value: int | None, scale: Fraction) -> int | None:
+    return None if value is None else int(value * scale)
+
+
+def _host(draft: Draft, name: str, host: Host, macs: _Macs, scale: Fraction) -> model.Host:
+    return model.Host(
+        name=name,
+        cores=_known(host.cpu.cores),
+        memory_bytes=int(_known(host.memory) * scale),
+        uplinks=tuple(
+            model.Uplink(
+                vmnic,
+                _known(nic.switch),
+                _scaled(nic.rate, scale),
+                _known(nic.mtu),
+                macs.of(name, vmnic),
+            )
+            for vmnic, nic in host.nics.items()
+        ),
+        vswitches=tuple(
+            model.VSwitch(s.name, s.kind, _known(s.mtu), s.uplinks, s.portgroups)
+            for s in draft.switches[name]
+        ),
+        vmks=tuple(
+            model.VmkernelAdapter(
+                name=vmk,
+                vswitch=_known(draft.switch_of(name, of.portgroup)).name,
+                portgroup=_known(of.portgroup),
+                addresses=_all_known(of.ip),
+                gateways=_all_known(of.gateway),
+                services=frozenset(_all_known(of.services)),
+                mtu=_known(of.mtu),
+                mac=macs.of(name, vmk),
+            )
+            for vmk, of in host.vmks.items()
+        ),
+    )
+
+
+def _vm(draft: Draft, name: str, vm: Vm, macs: _Macs, scale: Fraction) -> model.VM:
+    host = _known(vm.host)
+    return model.VM(
+        name=name,
+        host=host,
+        memory_bytes=int(_known(vm.memory) * scale),
+        vcpus=_known(vm.vcpus),
+        datastore=_known(vm.datastore),
+        nics=tuple(
+            model.VirtualNic(
+                name=f"eth{number}",
+                portgroup=_known(nic.portgroup),
+                addresses=_all_known(nic.ip),
+                gateways=_all_known(nic.gateway),
+                mtu=_known(_known(draft.switch_of(host, nic.portgroup)).mtu),
+                mac=macs.of(name, f"eth{number}"),
+            )
+            for number, nic in enumerate(vm.nics)
+        ),
+        workload=_workload(vm.workload, working_set_bytes(vm, scale), scale),
+    )
+
+
+def _workload(workload: Workload, working_set: int, scale: Fraction) -> model.Workload:
+    rate = int((workload.dirty_rate or 0) * scale)
+    return model.Workload(_known(workload.kind), rate, working_set)
