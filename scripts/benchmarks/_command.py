@@ -41,6 +41,7 @@ def measure(file: Path, runs: int | None) -> list[Row]:
         raise ValueError(f"{file} is not a Python module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.append(str(file.parent))  # last: what benchmarks share shadows no other module
     spec.loader.exec_module(module)
     rows: list[Row] = module.run(runs=runs)
     for row in rows:
