@@ -1,0 +1,99 @@
+"""Dirty tracking by the kernel: PAGEMAP_SCAN over asynchronous write protection (Linux 6.7)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from testbed.guest.memory import PAGE_BYTES
+from testbed.guest.userfaultfd import protect, unprotect
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_PAGEMAP_SCAN = 0xC0606610
+_WP_MATCHING, _CHECK_WPASYNC, _WRITTEN = 1, 2, 2
+_REGIONS = 65536
+_ARGUMENT = struct.Struct("12Q")
+
+
+class PagemapScanner:
+    """One process's page map: which pages it wrote since the last time."""
+
+    def __init__(self, pid: int, address: int, size_bytes: int) -> None:
+        self._start, self._end = address, address + size_bytes
+        self._regions = np.zeros((_REGIONS, 3), np.uint64)  # start, end, categories
+        self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Close the page map."""
+        os.close(self._fd)
+
+    def collect(self, into: NDArray[np.bool_]) -> None:
+        """Mark the pages written since the last call, and protect them again, as one."""
+        start = self._start
+        while start < self._end:
+            argument = bytearray(
+                _ARGUMENT.pack(
+                    _ARGUMENT.size, _WP_MATCHING | _CHECK_WPASYNC, start, self._end, 0,
+                    self._regions.ctypes.data, _REGIONS, 0, 0, _WRITTEN, 0, _WRITTEN,
+                )
+            )  # fmt: skip
+            found = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument)
+            _mark(into, (self._regions[:found, :2] - np.uint64(self._start)) // PAGE_BYTES)
+            start = _ARGUMENT.unpack(argument)[4]
+
+
+def _mark(into: NDArray[np.bool_], ranges: NDArray[np.uint64]) -> None:
+    """Set every page of the (start, end) rows."""
+    starts, ends = ranges[:, 0].astype(np.intp), ranges[:, 1].astype(np.intp)
+    into[starts] = True  # most regions are one page
+    long = np.flatnonzero(ends - starts > 1)
+    if len(long):
+        starts, lengths = starts[long], (ends - starts)[long]
+        offsets = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        into[offsets + np.arange(len(offsets))] = True
+
+
+class PagemapTracker:
+    """Dirty tracking of a guest whose vCPUs are these processes."""
+
+    name = "pagemap"
+
+    def __init__(self, vcpus: Sequence[tuple[int, int]], address: int, size_bytes: int) -> None:
+        """Take (process id, userfaultfd) pairs; the memory is at the same address in each."""
+        self._vcpus, self._address, self._size_bytes = vcpus, address, size_bytes
+        self._dirty = np.zeros(size_bytes // PAGE_BYTES, np.bool_)
+        self._scanners: list[PagemapScanner] = []
+        self._installed = ExitStack()
+
+    def install(self) -> None:
+        """Begin: every later write is found. The vCPUs run on (about 10 ms per GB and vCPU)."""
+        with ExitStack() as undo:
+            for pid, fd in self._vcpus:
+                scanner = PagemapScanner(pid, self._address, self._size_bytes)
+                undo.callback(scanner.close)
+                protect(fd, self._address, self._size_bytes)
+                undo.callback(unprotect, fd, self._address, self._size_bytes)
+                self._scanners.append(scanner)
+            self._installed = undo.pop_all()
+
+    def collect(self) -> NDArray[np.int64]:
+        """The pages written by any vCPU since `install` or the last call, ascending."""
+        for scanner in self._scanners:
+            scanner.collect(self._dirty)
+        pages = np.flatnonzero(self._dirty)
+        self._dirty[pages] = False
+        return pages
+
+    def remove(self) -> None:
+        """End, and give the vCPUs their memory back unprotected."""
+        self._scanners.clear()
+        self._installed.close()

@@ -1,0 +1,1 @@
+"""The vMotion engine: pre-copy over TCP between two processes that share nothing else."""
