@@ -29,6 +29,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -154,6 +155,9 @@ def _enter_private_mounts() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A deadline for one example fails on a busy machine, whatever the code does.
+    hypothesis.settings.register_profile("testbed", deadline=None)
+    hypothesis.settings.load_profile("testbed")
     config.stash[private_mounts] = _enter_private_mounts()
     # Temporary files go to a folder of this session's, so that what stays in it is a test's.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays there

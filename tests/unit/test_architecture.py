@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the top down: a part imports only parts of lower floors, never one beside it.
 FLOORS = (
-    ("cli", "__main__", "pytest_plugin"),
+    ("__main__", "pytest_plugin"),
+    ("cli",),
     ("experiment",),
     ("lab",),
     ("kernel", "predict"),
