@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -14,9 +15,11 @@ LAB = click.option("--lab", help="The lab; needed when several are up.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def _ends(lab: str | None, source: str, destination: str, command: str) -> tuple[Endpoint, Endpoint]:
+def _ends(
+    lab: str | None, source: str, destination: str, command: str
+) -> tuple[Endpoint, Endpoint]:
     """Both adapters of a running lab, with addresses of one IP version."""
-    from testbed import kernel
+    from testbed.kernel import netns
     from testbed.lab.adapters import adapter, common_addresses
     from testbed.lab.enter import running_lab
     from testbed.lab.privilege import require_root
@@ -27,6 +30,101 @@ def _ends(lab: str | None, source: str, destination: str, command: str) -> tuple
     a, b = adapter(journal.plan, source), adapter(journal.plan, destination)
     ours, theirs = common_addresses(a, b)
     return (
-        Endpoint(kernel.netns_path(a.netns), ours, a.device),
-        Endpoint(kernel.netns_path(b.netns), theirs, b.device),
+        Endpoint(netns.path_of(a.netns), ours, a.device),
+        Endpoint(netns.path_of(b.netns), theirs, b.device),
     )
+
+
+@click.command("iperf")
+@click.argument("source")
+@click.argument("destination")
+@LAB
+@click.option("--time", "duration_s", default=5, show_default=True, help="Seconds.")
+@click.option("--streams", default=1, show_default=True, help="Parallel TCP streams.")
+@click.option("--reverse", is_flag=True, help="The destination sends.")
+@click.option("--congestion", default="cubic", show_default=True, help="Congestion control.")
+@AS_JSON
+def iperf_command(
+    source: str,
+    destination: str,
+    lab: str | None,
+    duration_s: int,
+    streams: int,
+    reverse: bool,
+    congestion: str,
+    as_json: bool,
+) -> None:
+    """Measure TCP throughput from SOURCE to DESTINATION, each NODE/ADAPTER: esx01/vmk1.
+
+    A measurement that was cut short or failed has no result: exit code 1.
+    """
+    from testbed.measure.iperf import measure
+    from testbed.measure.iperf_result import IperfTest
+    from testbed.units import format_rate, format_size
+
+    ends = _ends(lab, source, destination, "iperf")
+    test = IperfTest(
+        duration_s=duration_s, streams=streams, reverse=reverse, congestion_control=congestion
+    )
+    result = measure(*ends, test)
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=2))
+        return
+    click.echo(
+        f"{source} -> {destination}{' (reverse)' if reverse else ''}:"
+        f" {format_rate(result.received_bps)} received, {format_size(result.received_bytes)}"
+        f" in {result.duration_ns / 1e9:.2f} s, {result.retransmits} retransmits,"
+        f" {result.streams} x TCP {result.congestion_control}, MSS {result.mss_bytes}"
+    )
+
+
+@click.command("ping")
+@click.argument("source")
+@click.argument("destination")
+@LAB
+@click.option("-c", "--count", default=10, show_default=True)
+@click.option("-i", "--interval", default="100ms", show_default=True, metavar="TIME")
+@click.option("-s", "--size", default=56, show_default=True, help="Payload in bytes.")
+@click.option("-d", "--dont-fragment", is_flag=True, help="Find an MTU that is too small.")
+@AS_JSON
+def ping_command(
+    source: str,
+    destination: str,
+    lab: str | None,
+    count: int,
+    interval: str,
+    size: int,
+    dont_fragment: bool,
+    as_json: bool,
+) -> None:
+    """Measure round trips from SOURCE to DESTINATION, each NODE/ADAPTER: esx01/vmk1.
+
+    Exit code 1 if an echo was lost.
+    """
+    import sys
+
+    from testbed.errors import InputError
+    from testbed.measure.ping import PingTest, measure
+    from testbed.units import format_duration, parse_duration_ns
+
+    try:
+        interval_ns = parse_duration_ns(interval)
+    except ValueError as error:
+        raise InputError(f"--interval: {error}") from error
+    ends = _ends(lab, source, destination, "ping")
+    test = PingTest(
+        count=count, interval_ns=interval_ns, payload_bytes=size, dont_fragment=dont_fragment
+    )
+    result = measure(*ends, test)
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=2))
+    else:
+        click.echo(
+            f"{source} -> {destination}: {result.sent} sent, {result.received} received,"
+            f" {result.late} late, {result.lost} lost; round trip"
+            f" {format_duration(result.minimum_ns)} least, {format_duration(result.median_ns)}"
+            f" median, {format_duration(result.p99_ns)} p99,"
+            f" {format_duration(result.maximum_ns)} most"
+        )
+    if result.lost:
+        sys.exit(1)

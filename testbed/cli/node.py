@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import click
 
@@ -11,7 +12,7 @@ def _enter(lab: str, node: str, command: tuple[str, ...]) -> None:
     from testbed.lab.enter import netns_of, replace_process, running_lab
     from testbed.lab.privilege import require_root
 
-    require_root(f"exec {lab} {node} -- {' '.join(command)}")
+    require_root(f"exec {lab} {node} -- {shlex.join(command)}")
     _, journal = running_lab(lab)
     environment = {"TESTBED_LAB": lab, "TESTBED_NODE": node, "PS1": f"[{node}@{lab}] \\w # "}
     replace_process(netns_of(journal, node), command, environment)

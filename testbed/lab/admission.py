@@ -24,14 +24,13 @@ class VmotionPath:
     source_address: str
     destination_vmk: str
     destination_address: str
+    ip_version: int
     mtu: int
 
 
 def used_memory_bytes(topology: Topology, placement: Mapping[str, str], host: str) -> int:
     """The memory of the VMs that run on a host now."""
-    return sum(
-        vm.memory_bytes for vm in topology.vms if placement.get(vm.name, vm.host) == host
-    )
+    return sum(vm.memory_bytes for vm in topology.vms if placement.get(vm.name, vm.host) == host)
 
 
 def reasons_against(
@@ -68,8 +67,8 @@ def reasons_against(
             )
         elif vswitch.mtu < nic.mtu:
             reasons.append(
-                f"{destination.name} carries port group {nic.portgroup!r} at MTU {vswitch.mtu}, less"
-                f" than {nic.name}'s {nic.mtu}; make the MTU of both virtual switches the same"
+                f"{destination.name} carries port group {nic.portgroup!r} at MTU {vswitch.mtu},"
+                f" less than {nic.name}'s {nic.mtu}; give both virtual switches the same MTU"
             )
     reasons += [
         f"{name} has no vmk with the vmotion service; add 'services: [vmotion]' to one of its vmks"
@@ -100,7 +99,12 @@ def vmotion_path(source: Host, destination: Host) -> VmotionPath:
         (pair for pair in pairs if pair[1].cidr == pair[3].cidr), pairs[0]
     )
     return VmotionPath(
-        ours.name, str(here.ip), theirs.name, str(there.ip), min(ours.mtu, theirs.mtu)
+        source_vmk=ours.name,
+        source_address=str(here.ip),
+        destination_vmk=theirs.name,
+        destination_address=str(there.ip),
+        ip_version=here.version,
+        mtu=min(ours.mtu, theirs.mtu),
     )
 
 

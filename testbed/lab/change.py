@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from testbed import kernel
 from testbed import topology as topologies
 from testbed.errors import KernelError, LabError
+from testbed.kernel import builder, undo
 from testbed.lab.cpus import cpu_count
 from testbed.plan.compile import compile_plan
 from testbed.plan.difference import Difference, difference
-from testbed.plan.plan import Plan
-from testbed.plan.steps import DatastoreDirectory, PowerOn
+from testbed.plan.plan import Plan, kernel_steps, lab_steps
+from testbed.plan.steps import PowerOn
 from testbed.plan.text import describe
 
 if TYPE_CHECKING:
@@ -100,18 +100,22 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
 async def _carry_out(estate: Estate, change: Difference) -> None:
     await _undo(estate, change.undo)
     for before, after in change.alter:
-        kernel.alter(before, after)
+        builder.alter(before, after)
     await _do(estate, change.do)
 
 
 async def _restore(estate: Estate, change: Difference, error: BaseException) -> None:
-    """Go back from wherever the change stopped: the reverse steps bear being done twice."""
+    """Go back from wherever the change stopped; what is gone is removed once more, and bears it.
+
+    Raises:
+        LabError: the lab could not be restored; it is marked broken.
+    """
     try:
         await _undo(estate, tuple(reversed(change.do)))
+        undo.remove(list(reversed(kernel_steps(change.undo))))
         for before, after in change.alter:
-            kernel.alter(after, before)
-        standing = [step for step in reversed(change.undo) if not _stands(estate, step)]
-        await _do(estate, tuple(standing))
+            builder.alter(after, before)
+        await _do(estate, tuple(reversed(change.undo)))
     except (KernelError, LabError) as worse:
         estate.write_journal(estate.journal.in_state("broken"))
         raise LabError(
@@ -120,22 +124,14 @@ async def _restore(estate: Estate, change: Difference, error: BaseException) -> 
         ) from error
 
 
-def _stands(estate: Estate, step: Step) -> bool:
-    if isinstance(step, PowerOn):
-        return step.vm in estate.vms
-    return not isinstance(step, DatastoreDirectory) and kernel.stands(step)
-
-
 async def _undo(estate: Estate, steps: tuple[Step, ...]) -> None:
     """Undo in the order given: what isn't in the kernel first, as it stands on the rest."""
-    for step in steps:
-        if isinstance(step, DatastoreDirectory | PowerOn):
-            await estate.undo(step)
-    kernel.remove([s for s in steps if not isinstance(s, DatastoreDirectory | PowerOn)])
+    for step in lab_steps(steps):
+        await estate.undo(step)
+    undo.remove(list(reversed(kernel_steps(steps))))
 
 
 async def _do(estate: Estate, steps: tuple[Step, ...]) -> None:
-    kernel.build([s for s in steps if not isinstance(s, DatastoreDirectory | PowerOn)])
-    for step in steps:
-        if isinstance(step, DatastoreDirectory | PowerOn):
-            await estate.do(step)
+    builder.build(kernel_steps(steps))
+    for step in lab_steps(steps):
+        await estate.do(step)

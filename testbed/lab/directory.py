@@ -108,7 +108,7 @@ class LabDirectory:
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(self.lock_file)):
+            if os.path.samestat(os.fstat(descriptor), self.lock_file.stat()):
                 return descriptor
         except (BlockingIOError, FileNotFoundError):
             pass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from testbed import kernel
 from testbed.errors import LabError
+from testbed.kernel import netns, processes
 from testbed.lab.directory import LabDirectory
 from testbed.lab.journal import Journal
 from testbed.lab.launch import kill_supervisor
@@ -55,10 +55,10 @@ def take_down(directory: LabDirectory) -> TakenDown:
         }
     except LabError:
         journaled = set()  # the tags tell
-    present = kernel.list_netns()
-    ours = [n for n in present if n in journaled or owner_of(n) == directory.name]
-    processes = kernel.processes_in(ours)
-    kernel.end(processes)
-    kernel.remove_netns(ours)
+    ours = [n for n in netns.names() if n in journaled or owner_of(n) == directory.name]
+    inside = processes.processes_in(ours)
+    processes.end(inside)
+    for name in ours:
+        netns.remove(name)
     directory.remove()
-    return TakenDown(tuple(ours), tuple(processes), supervisor)
+    return TakenDown(tuple(ours), tuple(inside), supervisor)

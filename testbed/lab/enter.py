@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from testbed import kernel
 from testbed.errors import InputError, LabError
+from testbed.kernel import netns as namespaces
 from testbed.lab.directory import LabDirectory, labs
 from testbed.lab.journal import Journal
 from testbed.plan.steps import Netns
@@ -35,7 +35,7 @@ def running_lab(name: str | None) -> tuple[LabDirectory, Journal]:
         )
     directory = LabDirectory(name)
     journal = Journal.read(directory.journal)
-    if journal.state != "up":
+    if journal.state not in ("up", "changing"):
         raise LabError(
             f"lab {name!r} is {journal.state}; 'testbed up' or 'testbed down {name}' mends it"
         )
@@ -62,7 +62,8 @@ def replace_process(netns: str, command: Sequence[str], environment: dict[str, s
     Raises:
         InputError: there is no such program.
     """
-    kernel.enter(netns, with_sysfs=True)
+    namespaces.enter(netns)
+    namespaces.show_in_sysfs()
     try:
         os.execvpe(command[0], list(command), os.environ | environment)  # noqa: S606
     except OSError as error:

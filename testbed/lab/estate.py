@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from testbed import topology as topologies
 from testbed.errors import LabError, TestbedError
 from testbed.lab import vmx
-from testbed.lab.vmx_channel import VmxChannel
-from testbed.plan.plan import Plan, step_from_json
+from testbed.lab.child import Child
+from testbed.plan.plan import step_from_json
 from testbed.plan.steps import DatastoreDirectory, Netns, PowerOn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from testbed.lab.directory import LabDirectory
@@ -36,7 +35,8 @@ class RunningVM:
     """A VM that is powered on, and the VMX process that runs it."""
 
     step: PowerOn
-    channel: VmxChannel
+    channel: Child
+    memory_fd: int
 
     @property
     def state(self) -> str:
@@ -53,10 +53,6 @@ class Estate:
         self.topology: Topology = topologies.loads(journal.topology_text, journal.topology_file)
         self.vms: dict[str, RunningVM] = {}
         self.changing = asyncio.Lock()
-
-    def preload(self) -> None:
-        """Import what a VMX needs, once, before any is forked."""
-        vmx.preload()
 
     def write_journal(self, journal: Journal) -> None:
         """Note a new state of the lab, on disk first."""
@@ -79,14 +75,14 @@ class Estate:
         return {}
 
     async def do(self, step: LabStep) -> None:
-        """Carry out one lab step.
+        """Carry out one lab step; a VM that runs already is left alone.
 
         Raises:
             LabError: the VM could not be powered on.
         """
         if isinstance(step, DatastoreDirectory):
             self._datastore(step.name).mkdir(parents=True, exist_ok=True)
-        else:
+        elif step.vm not in self.vms:
             await self._power_on(step)
 
     async def undo(self, step: LabStep) -> None:
@@ -105,10 +101,16 @@ class Estate:
             _, running = self.vms.popitem()
             await running.channel.end()
 
-    async def spawn(self, step: PowerOn) -> VmxChannel:
+    async def spawn(self, step: PowerOn) -> Child:
         """A VMX process for a VM in its host's namespace, with nothing in it yet."""
-        return await VmxChannel.spawn(
-            partial(vmx.run, vm=step.vm, vm_netns=step.netns, host_netns=step.host_netns)
+        return await Child.spawn(
+            partial(
+                vmx.run,
+                supervisor=os.getpid(),
+                vm=step.vm,
+                vm_netns=step.netns,
+                host=step.host_netns,
+            )
         )
 
     async def _power_on(self, step: PowerOn) -> None:
@@ -118,7 +120,7 @@ class Estate:
         (files / f"{step.vm}.json").write_text(configuration + "\n", encoding="utf-8")
         channel = await self.spawn(step)
         try:
-            await channel.call(
+            answer = await channel.call(
                 {"command": "power_on", "vm": vmx.guest_fields(step)}, POWER_ON_DEADLINE_S
             )
         except BaseException as error:
@@ -126,7 +128,7 @@ class Estate:
             if isinstance(error, TestbedError):
                 raise LabError(f"power on {step.vm} on {step.host}: {error}") from error
             raise
-        self.vms[step.vm] = RunningVM(step, channel)
+        self.vms[step.vm] = RunningVM(step, channel, answer["memory_fd"])
 
     def _datastore(self, name: str) -> Path:
         return self.directory.datastores / name
@@ -174,22 +176,3 @@ class Estate:
             answer = await vm.channel.call({"command": "counters"}, ANSWER_DEADLINE_S)
             status["counters"] = answer["counters"]
         return status
-
-    async def apply(self, topology_file: str, topology_text: str) -> Message:
-        """Change the running lab to another topology; see `lab.change`."""
-        from testbed.lab.change import apply
-
-        async with self.changing:
-            return await apply(self, topology_file, topology_text)
-
-    async def migrate(self, request: Message, emit: Callable[[Message], None]) -> Message:
-        """Move a VM to another host; see `lab.vmotion`."""
-        from testbed.lab.vmotion import migrate
-
-        async with self.changing:
-            return await migrate(self, request, emit)
-
-
-def lab_steps(plan: Plan) -> list[LabStep]:
-    """The steps of a plan that the supervisor carries out."""
-    return [step for step in plan.steps if isinstance(step, DatastoreDirectory | PowerOn)]

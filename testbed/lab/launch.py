@@ -26,11 +26,11 @@ def start_supervisor(directory: LabDirectory, lock_fd: int) -> None:
     Raises:
         LabError: it ended or was not ready in time; nothing of it is left.
     """
+    program = (sys.executable, "-P", "-m", "testbed.lab.supervisor")
     read_end, write_end = os.pipe()
     with directory.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "testbed.lab.supervisor", directory.name]
-            + [str(write_end), str(lock_fd)],
+            [*program, directory.name, str(write_end), str(lock_fd)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from testbed.plan.shaping import goodput_bps
+from testbed.measure.theory import tcp_goodput_bps
 
 if TYPE_CHECKING:
     from testbed.topology.model import Topology, Uplink
@@ -19,15 +19,14 @@ class Path:
     rate_bps: int | None
     mtu: int
 
-    @property
-    def goodput_bps(self) -> float | None:
+    def goodput_bps(self, ip_version: int) -> int | None:
         """TCP payload per second that the slowest link carries, in theory."""
-        return None if self.rate_bps is None else goodput_bps(self.rate_bps, self.mtu)
+        if self.rate_bps is None:
+            return None
+        return int(tcp_goodput_bps(self.rate_bps, self.mtu, ip_version))
 
 
-def find_path(
-    topology: Topology, a: tuple[str, str], b: tuple[str, str], mtu: int
-) -> Path | None:
+def find_path(topology: Topology, a: tuple[str, str], b: tuple[str, str], mtu: int) -> Path | None:
     """The path from vmk `a` to vmk `b`, each a (host, vmk) pair; None if nothing joins them.
 
     Switches are joined by links and by routers; the network has no loops, so the first path
@@ -46,7 +45,8 @@ def find_path(
             neighbours.setdefault(leg.switch, []).append((router.name, None))
             neighbours.setdefault(router.name, []).append((leg.switch, None))
     start, goal = ends[0].switch, ends[1].switch
-    frontier = [((start,), [ends[0].rate_bps, ends[1].rate_bps])]
+    rates: list[int | None] = [ends[0].rate_bps, ends[1].rate_bps]
+    frontier: list[tuple[tuple[str, ...], list[int | None]]] = [((start,), rates)]
     seen = {start}
     while frontier:
         nodes, rates = frontier.pop(0)

@@ -9,18 +9,21 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from testbed.errors import InputError, LabError, TestbedError
+from testbed.lab.change import apply
 from testbed.lab.client import error_message
 from testbed.lab.directory import LabDirectory
 from testbed.lab.estate import Estate
 from testbed.lab.identity import ProcessIdentity
 from testbed.lab.journal import Journal
 from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
+from testbed.lab.vmotion import migrate
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
+
 
 class Supervisor:
     """Answers commands on the control socket until told to stop."""
@@ -82,8 +85,10 @@ class Supervisor:
             "status": estate.status,
             "make": lambda: estate.make(request["step"]),
             "commit": estate.commit,
-            "apply": lambda: estate.apply(request["topology_file"], request["topology_text"]),
-            "migrate": lambda: estate.migrate(request, emit),
+            "apply": lambda: self._alone(
+                apply(estate, request["topology_file"], request["topology_text"])
+            ),
+            "migrate": lambda: self._alone(migrate(estate, request, emit)),
             "stop": self._stop,
         }
         try:
@@ -93,9 +98,17 @@ class Supervisor:
             return {"result": await command()}
         except TestbedError as error:
             return error_message(error)
-        except Exception as error:  # noqa: BLE001  (a fault in one command must not end the lab)
+        except Exception as error:  # a fault in one command must not end the lab
             traceback.print_exc()
             return error_message(LabError(f"fault in the supervisor: {error!r}; see its log"))
+
+    async def _alone(self, change: Coroutine[Any, Any, Message]) -> Message:
+        """One change of the lab at a time; the next one waits."""
+        try:
+            async with self.estate.changing:
+                return await change
+        finally:
+            change.close()  # if it was cancelled before it began
 
     async def _stop(self) -> Message:
         await self.estate.power_off_all()
@@ -122,7 +135,6 @@ def main(arguments: list[str]) -> None:
         os.close(lock_fd)
 
     estate = Estate(directory, Journal.read(directory.journal))
-    estate.preload()
     asyncio.run(Supervisor(estate).serve(ready))
 
 

@@ -6,20 +6,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from testbed import kernel
 from testbed.errors import LabError
+from testbed.kernel import builder
 from testbed.lab.client import request
 from testbed.lab.cpus import cpu_count
 from testbed.lab.directory import LabDirectory
 from testbed.lab.down import take_down
-from testbed.lab.estate import lab_steps
 from testbed.lab.journal import Journal
 from testbed.lab.launch import kill_supervisor, start_supervisor, supervisor_of
 from testbed.lab.privilege import require_root
 from testbed.plan.compile import compile_plan
 from testbed.plan.difference import difference
-from testbed.plan.plan import step_to_json
-from testbed.plan.steps import DatastoreDirectory, PowerOn
+from testbed.plan.plan import kernel_steps, lab_steps, step_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +65,11 @@ def up(
             journal = Journal.read(directory.journal)
             if journal.state == "up":
                 return _see_that_it_stands(directory, journal, topology, lock_fd)
+            if journal.state == "changing" and supervisor_of(directory) is not None:
+                raise LabError(
+                    f"lab {topology.name!r} is being changed, or a VM of it is being migrated;"
+                    " wait for it to end, then retry"
+                )
             take_down(directory)
             cleaned = True
         plan = compile_plan(topology, cpus=cpu_count())
@@ -75,14 +78,10 @@ def up(
             directory.create()
             undo.callback(take_down, directory)
             journal.write(directory.journal)
-            kernel.build(_kernel_steps(plan), batch=batch, before=before)
+            builder.build(kernel_steps(plan.steps), batch=batch, before=before)
             _start(directory, journal, lock_fd, before)
             undo.pop_all()
         return Brought("built", plan, cleaned)
-
-
-def _kernel_steps(plan: Plan) -> list[kernel.KernelStep]:
-    return [s for s in plan.steps if not isinstance(s, DatastoreDirectory | PowerOn)]
 
 
 def _start(
@@ -93,7 +92,7 @@ def _start(
 ) -> None:
     """Start the supervisor, power on the VMs, and note that the lab is up."""
     start_supervisor(directory, lock_fd)
-    for step in lab_steps(journal.plan):
+    for step in lab_steps(journal.plan.steps):
         if before is not None:
             before(step)
         request(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from testbed.plan.steps import (
     Address,
@@ -19,6 +19,11 @@ from testbed.plan.steps import (
     Step,
     Veth,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from testbed.plan.steps import KernelStep, LabStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,16 @@ class Plan:
     def counts(self) -> dict[str, int]:
         """How many steps of each kind."""
         return dict(Counter(step.kind for step in self.steps))
+
+
+def lab_steps(steps: Iterable[Step]) -> list[LabStep]:
+    """Those that the lab's supervisor carries out, in order."""
+    return [step for step in steps if isinstance(step, DatastoreDirectory | PowerOn)]
+
+
+def kernel_steps(steps: Iterable[Step]) -> list[KernelStep]:
+    """Those that the kernel carries out, in order."""
+    return [step for step in steps if not isinstance(step, DatastoreDirectory | PowerOn)]
 
 
 def _types() -> dict[str, type[Step]]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from testbed.measure.theory import ETHERNET_HEADER_BYTES, ETHERNET_OVERHEAD_BYTES
 from testbed.plan.steps import Shape
-
-ETHERNET_HEADER_BYTES = 14
-WIRE_OVERHEAD_BYTES = 38
-"""Header 14, checksum 4, preamble 8, gap 12 (IEEE 802.3); HTB counts the header alone."""
 
 LEAST_BURST_BYTES = 16 * 1024
 FULL_BURST_BYTES = 256 * 1024
@@ -18,7 +15,7 @@ def htb_rate_bytes_per_s(rate_bps: int, mtu: int) -> int:
     A full frame is MTU + 38 bytes of line time and MTU + 14 bytes to HTB (design.md), so
     1 Gb/s at MTU 1500 carries 941 Mb/s of TCP payload with timestamps, as the real one does.
     """
-    return rate_bps * (mtu + ETHERNET_HEADER_BYTES) // (8 * (mtu + WIRE_OVERHEAD_BYTES))
+    return rate_bps * (mtu + ETHERNET_HEADER_BYTES) // (8 * (mtu + ETHERNET_OVERHEAD_BYTES))
 
 
 def burst_bytes(rate_bps: int) -> int:
@@ -31,14 +28,6 @@ def burst_bytes(rate_bps: int) -> int:
     half_ms = rate_bps // 8 // 2000
     fifth_ms = rate_bps // 8 // 5000
     return max(LEAST_BURST_BYTES, min(half_ms, FULL_BURST_BYTES), fifth_ms)
-
-
-def goodput_bps(rate_bps: int, mtu: int) -> float:
-    """The TCP payload rate that a link of this rate carries, bits per second.
-
-    TCP over IPv4 with timestamps: 52 bytes of headers in each MTU (RFC 791, 9293, 7323).
-    """
-    return rate_bps * (mtu - 52) / (mtu + WIRE_OVERHEAD_BYTES)
 
 
 def shape(netns: str, dev: str, rate_bps: int, mtu: int, wire: str) -> Shape:

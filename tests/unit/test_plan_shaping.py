@@ -2,20 +2,8 @@
 
 import pytest
 
-from testbed.plan.shaping import burst_bytes, goodput_bps, htb_rate_bytes_per_s
-
-
-@pytest.mark.parametrize(
-    ("rate_bps", "mtu", "mbps"),
-    [
-        (10**9, 1500, 941.5),  # the figure every 1 GbE iperf run shows
-        (10**9, 9000, 990.0),
-        (10**10, 1500, 9415.0),
-        (10**10, 9000, 9900.4),
-    ],
-)
-def test_goodput_is_ethernets(rate_bps: int, mtu: int, mbps: float) -> None:
-    assert goodput_bps(rate_bps, mtu) / 1e6 == pytest.approx(mbps, rel=2e-4)
+from testbed.measure.theory import tcp_goodput_bps
+from testbed.plan.shaping import burst_bytes, htb_rate_bytes_per_s
 
 
 @pytest.mark.parametrize("mtu", [1500, 9000])
@@ -23,7 +11,7 @@ def test_goodput_is_ethernets(rate_bps: int, mtu: int, mbps: float) -> None:
 def test_full_frames_at_the_told_rate_take_the_links_time(rate_bps: int, mtu: int) -> None:
     frames_per_s = htb_rate_bytes_per_s(rate_bps, mtu) / (mtu + 14)
     assert frames_per_s * (mtu + 38) * 8 == pytest.approx(rate_bps, rel=1e-6)
-    assert frames_per_s * (mtu - 52) * 8 == pytest.approx(goodput_bps(rate_bps, mtu), rel=1e-6)
+    assert frames_per_s * (mtu - 52) * 8 == pytest.approx(tcp_goodput_bps(rate_bps, mtu), rel=1e-6)
 
 
 @pytest.mark.parametrize(

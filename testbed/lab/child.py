@@ -1,4 +1,4 @@
-"""The supervisor's side of a VMX process: spawned, spoken to, proved to have ended."""
+"""A child process of the supervisor: spawned, spoken to, proved to have ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import LabError, MigrationError
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 END_DEADLINE_S = 5.0
 
 
-class VmxChannel:
-    """One VMX process. Whoever holds `conversation` speaks with it; the rest wait.
+class Child:
+    """One child process. Whoever holds `conversation` speaks with it; the rest wait.
 
     `trouble` is set when it reported a fault of its own accord (a vCPU died), `ended` when
     it is gone and reaped.
@@ -37,7 +38,7 @@ class VmxChannel:
         asyncio.get_running_loop().add_reader(pidfd, self._reap)
 
     @classmethod
-    async def spawn(cls, main: Callable[[socket.socket], None]) -> VmxChannel:
+    async def spawn(cls, main: Callable[[socket.socket], None]) -> Child:
         """Fork a process that runs `main` with its end of the control connection.
 
         The supervisor has one thread, so forking it is safe; what it has imported, the child
@@ -67,10 +68,10 @@ class VmxChannel:
         try:
             message = await asyncio.wait_for(self._messages.get(), timeout_s)
         except TimeoutError:
-            raise LabError(f"VMX process {self.pid} said nothing for {timeout_s:g} s") from None
+            raise LabError(f"process {self.pid} said nothing for {timeout_s:g} s") from None
         if message is None:
             self._messages.put_nowait(None)  # for whoever asks next
-            raise LabError(f"VMX process {self.pid} ended")
+            raise LabError(f"process {self.pid} ended")
         return message
 
     async def call(self, message: Message, timeout_s: float | None = None) -> Message:
@@ -95,7 +96,7 @@ class VmxChannel:
             try:
                 await asyncio.wait_for(self.ended.wait(), END_DEADLINE_S)
             except TimeoutError:
-                raise LabError(f"VMX process {self.pid} survives SIGKILL") from None
+                raise LabError(f"process {self.pid} survives SIGKILL") from None
         if self._writer is not None:
             self._writer.close()
         if self._reading is not None:
@@ -118,7 +119,7 @@ class VmxChannel:
         status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         os.close(self._pidfd)
         self.exit_status = status.si_status if status else None
-        self.trouble = self.trouble or f"its VMX process ended (status {self.exit_status})"
+        self.trouble = self.trouble or f"its process ended (status {self.exit_status})"
         self.ended.set()
 
 
@@ -147,9 +148,7 @@ def _become_child(control: socket.socket, main: Callable[[socket.socket], None])
         os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
         main(control)
         code = 0
-    except BaseException:  # noqa: BLE001  (a child must not return into the supervisor's loop)
-        import traceback
-
+    except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)

@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Writes docs/reference/ from the code: the commands, the topology file, the result file.
+
+Run it with the project's Python: .venv/bin/python scripts/reference.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+MADE = "<!-- made by scripts/reference.py: change the code, not this page -->\n"
+
+
+def commands_page() -> str:
+    """Every command's help."""
+    import click
+
+    from testbed.cli.main import COMMANDS, cli
+
+    parts = [MADE, "# Commands\n"]
+    for name in COMMANDS:
+        context = click.Context(cli, info_name="testbed")
+        command = cli.get_command(context, name)
+        if command is None:
+            raise LookupError(name)
+        inner = click.Context(command, info_name=name, parent=context, max_content_width=90)
+        parts.append(f"## testbed {name}\n\n```text\n{command.get_help(inner)}\n```\n")
+    parts.append(
+        "## Exit codes\n\n| code | meaning |\n|---|---|\n| 0 | done |\n| 1 | failed |\n"
+        "| 2 | wrong input, or not root; nothing was touched |\n| 130 | interrupted |\n"
+    )
+    return "\n".join(parts)
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A schema's type in a few words."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(_type(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    kind = schema.get("type", "any")
+    if kind == "array":
+        items = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
+        return f"list of {_type(items)}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"name: {_type(schema['additionalProperties'])}"
+    return str(kind)
+
+
+def _table(schema: dict[str, Any]) -> str:
+    """The properties of an object as a table."""
+    required = set(schema.get("required", []))
+    rows = ["| key | value | | |", "|---|---|---|---|"]
+    for key, value in schema.get("properties", {}).items():
+        default = value.get("default")
+        given = f"default `{default}`" if default not in (None, "", [], {}) else ""
+        needed = "required" if key in required else given
+        text = value.get("description", "").replace("\n", " ").replace("|", "\\|")
+        rows.append(f"| `{key}` | {_type(value)} | {needed} | {text} |")
+    return "\n".join(rows)
+
+
+def schema_page(title: str, schema: dict[str, Any]) -> str:
+    """A JSON Schema as tables, the root first."""
+    parts = [MADE, f"# {title}\n", schema.get("description", ""), "", _table(schema), ""]
+    for name, inner in sorted(schema.get("$defs", {}).items()):
+        parts += [f"## {name}\n", inner.get("description", ""), ""]
+        if "properties" in inner:
+            parts += [_table(inner), ""]
+    return "\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """File names and texts."""
+    from pydantic import TypeAdapter
+
+    from testbed import topology
+    from testbed.report.result import MigrationResult
+
+    return {
+        "commands.md": commands_page(),
+        "topology.md": schema_page("The topology file", topology.json_schema()),
+        "result.md": schema_page(
+            "The result file of a migration", TypeAdapter(MigrationResult).json_schema()
+        ),
+    }
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for file_name, text in pages().items():
+        (FOLDER / file_name).write_text(text, encoding="utf-8")
+        print(f"wrote docs/reference/{file_name}")

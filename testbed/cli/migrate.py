@@ -1,0 +1,135 @@
+"""`testbed migrate`, `report`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from testbed.report.progress import Update
+    from testbed.report.result import MigrationResult
+
+RESULTS = "testbed-results"
+
+
+@click.command("migrate")
+@click.argument("vm")
+@click.option("--to", required=True, metavar="HOST", help="The host to move it to.")
+@click.option("--lab", help="The lab; needed when several are up.")
+@click.option(
+    "--switchover-goal",
+    default="500ms",
+    show_default=True,
+    metavar="TIME",
+    help="Stun the guest when the rest can be sent within this time.",
+)
+@click.option("--verify", is_flag=True, help="Compare both memories page by page before resuming.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(RESULTS),
+    show_default=True,
+    help="Where the result (JSON) and its page (HTML) are written.",
+)
+@click.option("--no-results", is_flag=True, help="Write no files.")
+def migrate_command(
+    vm: str,
+    to: str,
+    lab: str | None,
+    switchover_goal: str,
+    verify: bool,
+    results: Path,
+    no_results: bool,
+) -> None:
+    """Migrate VM to another host, and tell what was achieved.
+
+    A run with --verify reports no stun, as the guest is held while its memory is compared.
+    Exit code 1: the migration failed, or pages differ.
+    """
+    from testbed.errors import InputError
+    from testbed.lab.client import request
+    from testbed.lab.enter import running_lab
+    from testbed.lab.privilege import require_root
+    from testbed.report.progress import progress
+    from testbed.report.store import from_json
+    from testbed.units import parse_duration_ns
+
+    try:
+        goal_ns = parse_duration_ns(switchover_goal)
+    except ValueError as error:
+        raise InputError(f"--switchover-goal: {error}") from error
+    require_root(f"migrate {vm} --to {to}")
+    directory, _ = running_lab(lab)
+    with progress(sys.stderr) as show:
+        answer = request(
+            directory,
+            {
+                "command": "migrate",
+                "vm": vm,
+                "to": to,
+                "switchover_goal_ns": goal_ns,
+                "verify": verify,
+                "command_line": " ".join(["testbed", *sys.argv[1:]]),
+            },
+            on_event=lambda event: show(_update(event)),
+        )
+    result = from_json(answer)
+    _show(result)
+    if not no_results:
+        _write(result, results)
+    if result.failure is not None or (
+        result.verification is not None and result.verification.pages_different
+    ):
+        sys.exit(1)
+
+
+def _update(event: dict[str, Any]) -> Update:
+    """The engine's progress as the display takes it."""
+    from testbed.report.progress import Update
+
+    left, fraction = event["pages_left"], event["copied_fraction"]
+    total = round(left / (1 - fraction)) if fraction < 1 else 0
+    phase = event["phase"] if event["phase"] != "pre-copy" else str(event["iteration"])
+    return Update(
+        phase=phase,
+        pages_done=total - left,
+        pages_total=total,
+        throughput_bps=event["throughput_bps"],
+        pages_left=left,
+        dirty_rate_bytes_per_s=event["dirty_rate_bytes_per_s"] or None,
+    )
+
+
+def _show(result: MigrationResult) -> None:
+    from rich.console import Console
+
+    from testbed.report.table import render
+
+    Console().print(render(result))
+
+
+def _write(result: MigrationResult, directory: Path) -> None:
+    from testbed.report import page, store
+
+    stored = store.write(result, directory)
+    html = stored.with_suffix(".html")
+    page.write_page(result, html)
+    click.echo(f"result: {stored}\npage:   {html}")
+
+
+@click.command("report")
+@click.argument("result_file", metavar="RESULT", type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Write the page to this file.")
+def report_command(result_file: Path, html: Path | None) -> None:
+    """Show a stored result again; with --html write its page anew."""
+    from testbed.report import page, store
+
+    result = store.read(result_file)
+    if html is None:
+        _show(result)
+    else:
+        page.write_page(result, html)
+        click.echo(f"page: {html}")

@@ -1,0 +1,82 @@
+"""`testbed status`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+
+@click.command("status")
+@click.argument("lab", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status_command(lab: str | None, as_json: bool) -> None:
+    """Show the labs of this machine, or one lab's nodes, VMs and links.
+
+    Exit code 1 if the lab is not whole: a VM has failed, or its supervisor has ended.
+    """
+    from testbed.lab.privilege import require_root
+    from testbed.lab.status import lab_status, overview
+
+    require_root(f"status {lab or ''}".rstrip())
+    if lab is None:
+        labs = overview()
+        if as_json:
+            click.echo(json.dumps(labs, indent=2))
+            return
+        for row in labs:
+            click.echo(f"{row['lab']}: {row['state']}, {row['topology_file']}")
+        if not labs:
+            click.echo("no labs")
+        return
+    status = lab_status(lab)
+    if as_json:
+        click.echo(json.dumps(status, indent=2))
+    else:
+        _show(status)
+    if status["troubles"]:
+        for trouble in status["troubles"]:
+            click.echo(f"testbed: {trouble}", err=True)
+        sys.exit(1)
+
+
+def _show(status: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from testbed.units import format_byte_rate, format_rate, format_size
+
+    console = Console()
+    console.print(
+        f"lab [bold]{status['lab']}[/bold] is {status['state']}, from {status['topology_file']}"
+    )
+    vms = Table("VM", "host", "state", "memory", "vCPUs", "workload", "pages written", "moves")
+    for vm in status["vms"]:
+        counters = vm["counters"] or {}
+        rate = format_byte_rate(vm["dirty_rate_bytes_per_s"])
+        vms.add_row(
+            vm["name"],
+            vm["host"],
+            vm["state"],
+            format_size(vm["memory_bytes"]),
+            str(vm["vcpus"]),
+            vm["workload"] if vm["workload"] == "idle" else f"{vm['workload']} {rate}",
+            f"{counters['pages_written']:,}" if counters else "-",
+            str(counters["resumes"] - 1) if counters else "-",
+        )
+    console.print(vms)
+    links = Table("node", "link", "MTU", "rate", "received", "sent", "dropped", "state")
+    for link in status["links"]:
+        links.add_row(
+            link["node"],
+            link["name"],
+            str(link["mtu"]),
+            format_rate(link["rate_bps"]) if link["rate_bps"] else "-",
+            format_size(link["rx_bytes"]),
+            format_size(link["tx_bytes"]),
+            str(link["rx_dropped"] + link["tx_dropped"]),
+            "up" if link["running"] else "down",
+        )
+    console.print(links)

@@ -1,0 +1,115 @@
+"""How a migration ended, and the result that is made of it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from testbed import __version__
+from testbed.lab.path import find_path
+from testbed.report.result import SCHEMA_VERSION
+from testbed.units import format_rate
+
+if TYPE_CHECKING:
+    from testbed.lab.admission import VmotionPath
+    from testbed.lab.estate import Estate
+    from testbed.lab.lines import Message
+    from testbed.lab.path import Path
+    from testbed.plan.steps import PowerOn
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """The guest runs at the destination; `memory_fd` is its memory in the VMX there."""
+
+    memory_fd: int
+    verification: Message | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`failure` None: the guest is at the destination; else it is where it was.
+
+    `engine` is what the source measured, as JSON; None if its report was lost.
+    """
+
+    engine: Message | None
+    arrived: Arrived | None
+    failure: Message | None
+
+    @classmethod
+    def completed(cls, arrived: Arrived, engine: Message | None) -> Outcome:
+        """The guest is at the destination."""
+        return cls(engine, arrived, None)
+
+    @classmethod
+    def failed(cls, failure: Message) -> Outcome:
+        """The guest is where it was."""
+        return cls(None, None, failure)
+
+
+def migration_result(
+    estate: Estate,
+    request: Message,
+    *,
+    step: PowerOn,
+    path: VmotionPath,
+    outcome: Outcome,
+) -> dict[str, Any]:
+    """A `report.result.MigrationResult` as JSON, with the whole input in it."""
+    physical = find_path(
+        estate.topology,
+        (step.host, path.source_vmk),
+        (request["to"], path.destination_vmk),
+        path.mtu,
+    )
+    verification = outcome.arrived.verification if outcome.arrived else None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "migration",
+        "testbed_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": request["command_line"],
+        "lab": estate.directory.name,
+        "topology_file": estate.journal.topology_file,
+        "topology_text": estate.journal.topology_text,
+        "scale_divisor": estate.topology.scale.denominator,
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "mechanisms": {
+            "rate": "HTB at each sending port, told rate x (MTU + 14) / (MTU + 38)",
+            "latency": "none: links add no delay",
+            "path": _path_text(path, physical),
+            "dirty tracking": outcome.engine["tracking"] if outcome.engine else "unknown",
+        },
+        "source": step.host,
+        "destination": request["to"],
+        "guest": {
+            "name": step.vm,
+            "memory_bytes": step.memory_bytes,
+            "vcpus": step.vcpus,
+            "workload": step.workload,
+            "dirty_rate_bytes_per_s": step.dirty_rate_bytes_per_s,
+            "working_set_bytes": step.working_set_bytes,
+        },
+        "switchover_goal_ns": request["switchover_goal_ns"],
+        "outcome": "failed" if outcome.failure else "completed",
+        "failure": outcome.failure,
+        "engine": outcome.engine,
+        "verification": verification
+        and {
+            "pages_compared": verification["pages_compared"],
+            "pages_different": verification["pages_different"],
+        },
+        "path_goodput_bps": physical.goodput_bps(path.ip_version) if physical else None,
+    }
+
+
+def _path_text(path: VmotionPath, physical: Path | None) -> str:
+    """`vmk1 to vmk1 over tor-a, tor-b, slowest link 10 Gbit/s, MTU 9000`."""
+    ends = f"{path.source_vmk} to {path.destination_vmk}"
+    if physical is None:
+        return f"{ends} within the machine, MTU {path.mtu}"
+    slowest = format_rate(physical.rate_bps) if physical.rate_bps else "not shaped"
+    return f"{ends} over {', '.join(physical.nodes)}; slowest link {slowest}; MTU {path.mtu}"

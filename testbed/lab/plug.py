@@ -1,0 +1,62 @@
+"""The plug of a VM's NICs at one host: cut, open, and tell the network where the VM is."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from testbed.kernel.port import Announcer, PortSwitch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+
+class Plug:
+    """Ports and announcers of a VM's NICs, opened beforehand: in the stun only messages are sent.
+
+    Args:
+        vm_netns: the VM's namespace.
+        wires: the ends, there, of the wires to this host.
+        nics: (name, MAC) of each NIC.
+    """
+
+    def __init__(
+        self, vm_netns: str, wires: Sequence[str], nics: Sequence[tuple[str, str]]
+    ) -> None:
+        with ExitStack() as undo:
+            self._ports = [undo.enter_context(PortSwitch(vm_netns, wire)) for wire in wires]
+            self._announcers = [undo.enter_context(Announcer(vm_netns, *nic)) for nic in nics]
+            self._undo = undo.pop_all()
+
+    def close(self) -> None:
+        """Cut: nothing passes, either way."""
+        for port in self._ports:
+            port.close()
+
+    def open(self) -> None:
+        """Let traffic pass."""
+        for port in self._ports:
+            port.open()
+
+    def open_and_announce(self) -> None:
+        """Let traffic pass and say, once, that the VM is here now."""
+        self.open()
+        for announcer in self._announcers:
+            announcer.send()
+
+    def announce_again(self) -> None:
+        """Say it again, a few times within 100 ms: the first may have been lost."""
+        for announcer in self._announcers:
+            announcer.repeat()
+
+    def __enter__(self) -> Plug:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()

@@ -1,0 +1,87 @@
+"""What a lab is like now: the supervisor's word on the VMs, the kernel's on the links."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from testbed.errors import InputError, LabError
+from testbed.kernel.observation import observe
+from testbed.lab.client import request
+from testbed.lab.directory import LabDirectory, labs
+from testbed.lab.journal import Journal
+from testbed.plan.plan import kernel_steps
+from testbed.plan.steps import Netns, Shape
+
+if TYPE_CHECKING:
+    from testbed.plan.plan import Plan
+
+ANSWER_DEADLINE_S = 15.0
+
+
+def overview() -> list[dict[str, Any]]:
+    """The labs of this machine: name, state, topology file."""
+    rows = []
+    for name in labs():
+        try:
+            journal = Journal.read(LabDirectory(name).journal)
+            state, file = str(journal.state), journal.topology_file
+        except LabError as error:
+            state, file = f"unreadable ({error})", "?"
+        rows.append({"lab": name, "state": state, "topology_file": file})
+    return rows
+
+
+def lab_status(name: str) -> dict[str, Any]:
+    """Nodes, VMs, links and troubles of one lab, as JSON.
+
+    Raises:
+        InputError: there is no such lab.
+        LabError: its journal can't be read.
+    """
+    directory = LabDirectory(name)
+    if not directory.exists():
+        raise InputError(f"there is no lab {name!r}; there are: {', '.join(labs()) or 'none'}")
+    journal = Journal.read(directory.journal)
+    troubles = []
+    if journal.state == "broken":
+        troubles.append(f"a change could not be undone; 'testbed down {name}' removes the lab")
+    try:
+        status = request(directory, {"command": "status"}, timeout_s=ANSWER_DEADLINE_S)
+    except LabError as error:
+        troubles.append(str(error))
+        status = {
+            "lab": name,
+            "state": journal.state,
+            "topology_file": journal.topology_file,
+            "vms": [],
+            "nodes": [],
+        }
+    troubles += [f"{vm['name']}: {vm['trouble']}" for vm in status["vms"] if vm["trouble"]]
+    return {**status, "links": _links(journal.plan), "troubles": troubles}
+
+
+def _links(plan: Plan) -> list[dict[str, Any]]:
+    """Every link of the plan that stands, with its counters since it was made."""
+    nodes = {step.name: step.node for step in plan.steps if isinstance(step, Netns)}
+    rates = {(s.netns, s.dev): s.rate_bps for s in plan.steps if isinstance(s, Shape)}
+    rows = []
+    for seen in observe(kernel_steps(plan.steps)).values():
+        link, counters = seen.link, seen.link.counters
+        rows.append(
+            {
+                "node": nodes[seen.netns],
+                "name": link.name,
+                "alias": link.alias,
+                "mac": link.mac,
+                "mtu": link.mtu,
+                "running": link.running,
+                "rate_bps": rates.get((seen.netns, link.name)),
+                "rx_bytes": counters.rx_bytes if counters else 0,
+                "tx_bytes": counters.tx_bytes if counters else 0,
+                "rx_packets": counters.rx_packets if counters else 0,
+                "tx_packets": counters.tx_packets if counters else 0,
+                "rx_dropped": counters.rx_dropped if counters else 0,
+                "tx_dropped": counters.tx_dropped if counters else 0,
+            }
+        )
+    return rows

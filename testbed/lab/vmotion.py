@@ -1,0 +1,231 @@
+"""One migration as the supervisor conducts it: two VMX processes, two wires, one guest."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from testbed.errors import InputError, LabError, MigrationError
+from testbed.kernel import builder, undo
+from testbed.lab import compare, vmx
+from testbed.lab.admission import reasons_against, vmotion_path
+from testbed.lab.child import Child, checked
+from testbed.lab.cpus import cpu_count
+from testbed.lab.estate import RunningVM
+from testbed.lab.outcome import Arrived, Outcome, migration_result
+from testbed.plan.compile import compile_plan
+from testbed.plan.difference import difference
+from testbed.plan.plan import Plan
+from testbed.plan.steps import Bridge, PowerOn, Veth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testbed.lab.admission import VmotionPath
+    from testbed.lab.estate import Estate
+    from testbed.lab.lines import Message
+    from testbed.topology.model import VM, Host
+
+PREPARE_DEADLINE_S = 120.0
+ARRIVAL_DEADLINE_S = 10.0
+COMPARE_DEADLINE_S = 240.0
+PORT = 8000
+"""vMotion's TCP port (vmotion-facts.md, section 6)."""
+
+
+async def migrate(estate: Estate, request: Message, emit: Callable[[Message], None]) -> Message:
+    """Move a VM and return the result as JSON; a migration that failed has a result too.
+
+    Raises:
+        InputError: there is no such VM or host.
+        LabError: the VM may not move there; nothing was touched.
+    """
+    running, vm, host = _checked_request(estate, request)
+    path = vmotion_path(estate.topology.host(running.step.host), host)
+    move = _Move(estate, running, vm, host, path, request, emit)
+    standing = running.step
+    outcome = await move.carry_out()
+    return migration_result(estate, request, step=standing, path=path, outcome=outcome)
+
+
+def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, Host]:
+    name, to = request["vm"], request["to"]
+    if name not in estate.vms:
+        raise InputError(f"there is no VM {name!r}; there are: {', '.join(sorted(estate.vms))}")
+    hosts = {host.name: host for host in estate.topology.hosts}
+    if to not in hosts:
+        raise InputError(f"there is no host {to!r}; there are: {', '.join(sorted(hosts))}")
+    running = estate.vms[name]
+    if running.channel.trouble is not None:
+        raise LabError(f"migrate {name}: it has failed ({running.channel.trouble})")
+    vm = estate.topology.vm(name)
+    where = {other: v.step.host for other, v in estate.vms.items()}
+    reasons = reasons_against(estate.topology, where, vm, hosts[to])
+    if reasons:
+        raise LabError(f"migrate {name} to {to}: " + "; and ".join(reasons))
+    return running, vm, hosts[to]
+
+
+@dataclass(slots=True)
+class _Move:
+    estate: Estate
+    running: RunningVM
+    vm: VM
+    host: Host
+    path: VmotionPath
+    request: Message
+    emit: Callable[[Message], None]
+
+    @property
+    def old_step(self) -> PowerOn:
+        """The VM as it stood before."""
+        return self.running.step
+
+    async def carry_out(self) -> Outcome:
+        """Wires, destination, transfer; undone as far as it has come if it fails."""
+        estate, old = self.estate, self.estate.journal
+        placement = {**old.placement, self.vm.name: self.host.name}
+        plan = compile_plan(estate.topology, cpus=cpu_count(), placement=placement)
+        change = difference(old.plan, plan)
+        made = [step for step in change.do if isinstance(step, Veth)]
+        gone = [step for step in change.undo if isinstance(step, Veth)]
+        step = next(s for s in change.do if isinstance(s, PowerOn) and s.vm == self.vm.name)
+        async with AsyncExitStack() as stack:
+            estate.write_journal(
+                replace(old, state="changing", plan=Plan(plan.lab, (*old.plan.steps, *made)))
+            )
+            stack.callback(estate.write_journal, old)
+            builder.build([replace(wire, a=replace(wire.a, forwarding=False)) for wire in made])
+            stack.callback(undo.remove, made)
+            arriving = await estate.spawn(step)
+            stack.push_async_callback(arriving.end)
+            outcome = await self._transfer(arriving, made, gone)
+            if outcome.arrived is not None:
+                stack.pop_all()
+                await self._settle(arriving, outcome.arrived.memory_fd, step, gone)
+                estate.write_journal(replace(old, plan=plan, placement=placement))
+        return outcome
+
+    async def _settle(
+        self, arriving: Child, memory_fd: int, step: PowerOn, gone: list[Veth]
+    ) -> None:
+        """The VM is at its new host: let go of the old one."""
+        leaving = self.running.channel
+        self.estate.vms[self.vm.name] = RunningVM(step, arriving, memory_fd)
+        await leaving.end()
+        undo.remove(gone)
+
+    def _spec(self) -> dict[str, Any]:
+        return {
+            "migration_id": time.time_ns() // 1000,
+            "secret": secrets.token_hex(32),
+            "guest": vmx.guest_fields(self.old_step),
+            "source_address": self.path.source_address,
+            "destination_address": self.path.destination_address,
+            "port": PORT,
+            "source_device": self.path.source_vmk,
+            "switchover_goal_ns": self.request["switchover_goal_ns"],
+            "verify": self.request["verify"],
+        }
+
+    def _nics(self) -> list[tuple[str, str | None]]:
+        netns = self.old_step.netns
+        bridges = [
+            s for s in self.estate.journal.plan.steps if isinstance(s, Bridge) and s.netns == netns
+        ]
+        return [(bridge.name, bridge.mac) for bridge in bridges]
+
+    async def _transfer(self, arriving: Child, made: list[Veth], gone: list[Veth]) -> Outcome:
+        """Let the two ends work, and find out which of them has the guest."""
+        spec, nics, leaving = self._spec(), self._nics(), self.running.channel
+        there = {"spec": spec, "nics": nics, "wires": [wire.a.name for wire in made]}
+        here = {"spec": spec, "nics": nics, "wires": [wire.a.name for wire in gone]}
+        async with leaving.conversation:
+            arriving.send({"command": "receive", **there})
+            checked(await arriving.receive(PREPARE_DEADLINE_S))
+            leaving.send({"command": "migrate", **here})
+            source = asyncio.create_task(self._follow_source(leaving))
+            destination = asyncio.create_task(self._follow_destination(leaving, arriving))
+            settled = asyncio.create_task(self._settled(source, destination, arriving, here))
+            try:
+                return await asyncio.shield(settled)
+            except asyncio.CancelledError:
+                # Whoever asked has gone away: the guest is not left half-way.
+                leaving.send({"command": "cancel"})
+                await settled
+                raise
+            finally:
+                destination.cancel()
+
+    async def _follow_source(self, leaving: Child) -> Message:
+        """Pass its progress on; its last word."""
+        while (said := await leaving.receive()).get("event") == "progress":
+            self.emit(said)
+        return said
+
+    async def _follow_destination(self, leaving: Child, arriving: Child) -> Arrived:
+        """Its guest, running; when it holds the guest to be verified, compare first.
+
+        Raises:
+            LabError: it failed, or the memories could not be compared.
+        """
+        verification = None
+        said = checked(await arriving.receive())
+        if said["event"] == "loaded":
+            try:
+                verification = await self._compare(leaving, arriving, said["memory_fd"])
+            except BaseException:
+                await arriving.end()  # or the source would wait for it
+                raise
+            arriving.send({"command": "go"})
+            said = checked(await arriving.receive())
+        return Arrived(said["memory_fd"], verification)
+
+    async def _compare(self, leaving: Child, arriving: Child, memory_fd: int) -> Message:
+        """Both memories at rest, compared by a process of its own."""
+        source = (leaving.pid, self.running.memory_fd)
+        reader = await Child.spawn(
+            partial(compare.run, source=source, destination=(arriving.pid, memory_fd))
+        )
+        try:
+            return await reader.receive(COMPARE_DEADLINE_S)
+        finally:
+            await reader.end()
+
+    async def _settled(
+        self,
+        source: asyncio.Task[Message],
+        destination: asyncio.Task[Arrived],
+        arriving: Child,
+        here: Message,
+    ) -> Outcome:
+        """How it ended. The guest is left on exactly one side.
+
+        Raises:
+            LabError: it is on none: the source's VMX died with it.
+        """
+        try:
+            said = await source
+        except LabError as error:
+            said = {"phase": "unknown", "cause": str(error), "uncertain": True, "remedy": ""}
+        if said.get("event") == "sent":
+            arrived = await asyncio.wait_for(destination, ARRIVAL_DEADLINE_S)
+            return Outcome.completed(arrived, said["engine"])
+        failure = {"phase": said["phase"], "cause": said["cause"]}
+        if not said["uncertain"]:
+            return Outcome.failed(failure)
+        try:
+            arrived = await asyncio.wait_for(destination, ARRIVAL_DEADLINE_S)
+        except (LabError, MigrationError, TimeoutError):
+            await arriving.end()  # now it surely doesn't run there, and never will
+            leaving = self.running.channel
+            if leaving.trouble is None:
+                leaving.send({"command": "take_back", **here})
+                checked(await leaving.receive(ARRIVAL_DEADLINE_S))
+            return Outcome.failed(failure)
+        return Outcome.completed(arrived, None)

@@ -1,0 +1,183 @@
+"""The VMX process of one VM: holds the guest, and runs one end of a migration."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from testbed.errors import LabError, TestbedError
+from testbed.guest.machine import Guest
+from testbed.guest.specification import GuestSpec
+from testbed.kernel import netns
+from testbed.lab.lines import LineSocket, Message
+from testbed.lab.plug import Plug
+from testbed.migration import destination, source
+from testbed.migration.phase import MigrationFailed, MigrationUncertain
+from testbed.migration.specification import MigrationSpec
+
+if TYPE_CHECKING:
+    import socket
+
+    from testbed.plan.steps import PowerOn
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
+
+
+def guest_fields(step: PowerOn) -> dict[str, Any]:
+    """A VM of the plan as the arguments of `GuestSpec`."""
+    return {
+        "name": step.vm,
+        "memory_bytes": step.memory_bytes,
+        "vcpus": step.vcpus,
+        "workload": step.workload,
+        "dirty_rate_bytes_per_s": step.dirty_rate_bytes_per_s,
+        "working_set_bytes": step.working_set_bytes,
+        "seed": step.seed,
+    }
+
+
+def run(control: socket.socket, *, supervisor: int, vm: str, vm_netns: str, host: str) -> None:
+    """Live as the VMX of `vm` in the namespace `host` until the supervisor ends it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != supervisor:
+        os._exit(1)  # it died before the kernel could be told
+    libc.prctl(_PR_SET_NAME, f"vmx-{vm}".encode()[:15], 0, 0, 0)
+    netns.enter(host)
+    _Vmx(LineSocket(control), vm_netns).serve()
+
+
+class _Vmx:
+    def __init__(self, control: LineSocket, vm_netns: str) -> None:
+        self._control = control
+        self._vm_netns = vm_netns
+        self._guest: Guest | None = None
+        self._told_of_trouble = False
+
+    def serve(self) -> None:
+        """Answer commands, one at a time, and tell when a vCPU dies."""
+        while True:
+            watched: list[Any] = [self._control]
+            if self._guest is not None and not self._told_of_trouble:
+                watched += self._guest.pidfds
+            ready = select.select(watched, [], [])[0]
+            if self._control not in ready:
+                self._tell_of_trouble()
+                continue
+            try:
+                message = self._control.receive()
+            except EOFError:
+                return
+            if message is not None:
+                self._carry_out(message)
+
+    def _tell_of_trouble(self) -> None:
+        dead = ", ".join(map(str, self._need_guest().dead_vcpus()))
+        self._told_of_trouble = True
+        self._control.send({"event": "trouble", "message": f"vCPU {dead} died"})
+
+    def _carry_out(self, message: Message) -> None:
+        commands = {
+            "power_on": self._power_on,
+            "counters": self._counters,
+            "migrate": self._migrate,
+            "receive": self._receive,
+            "take_back": self._take_back,
+        }
+        try:
+            answer = commands[message["command"]](message)
+        except MigrationFailed as error:
+            answer = {
+                "error": {"type": "MigrationError", "message": str(error)},
+                "phase": error.phase.value,
+                "cause": error.cause,
+                "remedy": error.remedy,
+                "uncertain": isinstance(error, MigrationUncertain),
+            }
+        except (TestbedError, OSError, ValueError) as error:
+            answer = {"error": {"type": type(error).__name__, "message": str(error)}}
+        self._control.send(answer)
+
+    def _need_guest(self) -> Guest:
+        if self._guest is None:
+            raise LabError("this VMX has no guest")
+        return self._guest
+
+    def _enter_vm(self) -> None:
+        """What each vCPU does first: the VM's network is its own."""
+        netns.enter(self._vm_netns)
+
+    # -- commands -------------------------------------------------------------------------
+
+    def _power_on(self, message: Message) -> Message:
+        self._guest = Guest.power_on(GuestSpec(**message["vm"]), self._enter_vm)
+        return {"event": "running", "memory_fd": self._guest.memory.fd}
+
+    def _counters(self, _: Message) -> Message:
+        guest = self._need_guest()
+        counters = guest.counters()
+        return {
+            "counters": {
+                "batches": int(counters["batches"].sum()),
+                "pages_written": int(counters["pages_written"].sum()),
+                "resumes": int(counters["resumes"].max()),
+                "vcpu_pids": list(guest.pids),
+            }
+        }
+
+    def _migrate(self, message: Message) -> Message:
+        guest = self._need_guest()
+        with Plug(self._vm_netns, message["wires"], message["nics"]) as plug:
+            hooks = source.SourceHooks(
+                cut=plug.close, uncut=plug.open, progress=self._progress, cancelled=self._cancelled
+            )
+            report = source.migrate(guest, _migration_spec(message["spec"]), hooks)
+        return {"event": "sent", "engine": asdict(report)}
+
+    def _progress(self, progress: source.Progress) -> None:
+        told = asdict(progress) | {"phase": progress.phase.value, "event": "progress"}
+        self._control.send(told)
+
+    def _cancelled(self) -> bool:
+        if not self._control.pending() and not select.select([self._control], [], [], 0)[0]:
+            return False
+        message = self._control.receive(timeout_s=0)
+        return message is not None and message.get("command") == "cancel"
+
+    def _take_back(self, message: Message) -> Message:
+        with Plug(self._vm_netns, message["wires"], message["nics"]) as plug:
+            source.take_back(self._need_guest(), source.SourceHooks(uncut=plug.open))
+        return {"event": "running"}
+
+    def _receive(self, message: Message) -> Message:
+        spec = _migration_spec(message["spec"])
+        with (
+            Plug(self._vm_netns, message["wires"], message["nics"]) as plug,
+            destination.Destination(spec, self._enter_vm) as prepared,
+        ):
+            self._control.send({"event": "listening"})
+            hooks = destination.DestinationHooks(
+                hold=partial(self._hold, prepared), open=plug.open_and_announce
+            )
+            arrival = prepared.receive(hooks)
+            self._guest = arrival.guest
+            plug.announce_again()
+        return {"event": "arrived", "memory_fd": arrival.guest.memory.fd}
+
+    def _hold(self, prepared: destination.Destination) -> None:
+        """Wait, with both guests at rest, until the memories have been compared."""
+        self._control.send({"event": "loaded", "memory_fd": prepared.memory_fd})
+        while (message := self._control.receive()) is None or message["command"] != "go":
+            pass
+
+
+def _migration_spec(fields: dict[str, Any]) -> MigrationSpec:
+    return MigrationSpec(
+        **fields
+        | {"secret": bytes.fromhex(fields["secret"]), "guest": GuestSpec(**fields["guest"])}
+    )
