@@ -291,7 +291,7 @@ def session_leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[No
 def test_leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a namespace, link, process, mount, file, sysctl or descriptor.
 
-    Tests marked `root` are checked for orphaned processes and sysctls too (8 ms, else 1 ms).
+    Tests marked `root` are checked for orphaned processes and sysctls too (12 ms, else 1 ms).
     """
     root = request.node.get_closest_marker("root") is not None
     yield from _check(thorough=root and request.config.stash[private_mounts])
