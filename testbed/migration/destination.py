@@ -68,7 +68,7 @@ class Arrival:
 
 
 class Destination:
-    """A host prepared for one migration. A context manager; `receive` gives the guest away."""
+    """A host prepared for one migration. A context manager; `receive` gives `guest` away."""
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class Destination:
         with ExitStack() as undo:
             self._listener = listen(spec)
             undo.callback(self._listener.close)
-            self._guest = Guest.create_masked(spec.guest, vcpu_setup, tracking)
-            undo.callback(self._guest.power_off)
+            self.guest = Guest.create_masked(spec.guest, vcpu_setup, tracking)
+            undo.callback(self.guest.power_off)
             self._undo = undo.pop_all()
 
     def close(self) -> None:
@@ -137,24 +137,24 @@ class Destination:
             try:
                 stream.send(pack(Kind.ACCEPTED))
                 phase = Phase.PRECOPY
-                last = Receiver(stream, self._guest.memory).copy()
+                last = Receiver(stream, self.guest.memory).copy()
                 phase = Phase.SWITCHOVER
-                layout.check(self._guest.memory, self._spec.guest.vcpus)
+                layout.check(self.guest.memory, self._spec.guest.vcpus)
                 loaded_ns = time.monotonic_ns()
                 if self._spec.verify:
                     hooks.hold()
                 stream.send(pack(Kind.LOADED, 0, last.value))
                 stream.expect(Kind.RESUME)
                 phase = Phase.RESUME
-                self._guest.resume()
+                self.guest.resume()
             except (PeerError, WireError, TestbedError) as error:
                 stream.timeout_ns = 0
                 with suppress(PeerError):
                     stream.send(pack_error(str(error)))
                 raise MigrationFailed(phase, str(error)) from error
-            counters = self._guest.counters()
+            counters = self.guest.counters()
             arrival = Arrival(
-                self._guest,
+                self.guest,
                 loaded_ns,
                 int(counters["resumed_at_ns"].max()),
                 int(counters["resume_gap_ns"].max()),

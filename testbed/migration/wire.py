@@ -83,9 +83,8 @@ class Hello:
 
     def same_migration(self, other: Hello) -> bool:
         """Whether identifier and secret agree; the time taken tells nothing of the secret."""
-        identifiers = (hello.migration_id.to_bytes(8, "little") for hello in (self, other))
-        same_id = hmac.compare_digest(*identifiers)
-        return hmac.compare_digest(self.secret, other.secret) and same_id
+        mine, theirs = (_HELLO.pack(it.migration_id, it.secret, 0) for it in (self, other))
+        return hmac.compare_digest(mine, theirs)
 
 
 @dataclass(frozen=True, slots=True)

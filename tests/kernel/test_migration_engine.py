@@ -1,0 +1,449 @@
+"""Guests really move between two namespaces, over TCP and by nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import time
+import traceback
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbed.guest.machine import Guest
+from testbed.guest.specification import GuestSpec
+from testbed.migration import wire
+from testbed.migration.destination import Destination, DestinationHooks
+from testbed.migration.phase import MigrationFailed, MigrationUncertain, Phase
+from testbed.migration.source import SourceHooks, migrate, take_back
+from testbed.migration.specification import MigrationSpec
+from testbed.migration.stream import connect
+from testbed.migration.wire import Kind
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+A, B = "10.99.1.1", "10.99.1.2"
+
+
+def run(*words):
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def enter(name):
+    with Path(f"/run/netns/{name}").open() as file:
+        assert ctypes.CDLL(None).setns(file.fileno(), 0x40000000) == 0
+
+
+class Vmx:
+    """A process that does the work in a namespace and is sent for and told about by pipes."""
+
+    def __init__(self, netns, work):
+        """`work(tell, told)`: what it tells and what it is told are plain objects."""
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if not self.pid:
+            mine.close()
+            try:
+                enter(netns)
+                its.send(pickle.dumps(("end", work(lambda x: its.send(pickle.dumps(x)), its))))
+            except BaseException as error:
+                traceback.print_exc()
+                its.send(pickle.dumps(("error", type(error).__name__, str(error))))
+            finally:
+                os._exit(0)
+        its.close()
+        self.socket = mine
+
+    def told(self, seconds=20):
+        assert select.select([self.socket], [], [], seconds)[0], "nothing was told"
+        return pickle.loads(self.socket.recv(1 << 20))
+
+    def go(self):
+        self.socket.send(b"go")
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+
+    def close(self):
+        self.kill()
+        os.waitpid(self.pid, 0)
+        self.socket.close()
+
+
+@pytest.fixture
+def namespaces():
+    names = f"tb-mig-{os.getpid()}-a", f"tb-mig-{os.getpid()}-b"
+    with ExitStack() as undo:
+        for name in names:
+            run("ip", "netns", "add", name)
+            undo.callback(run, "ip", "netns", "del", name)
+        far = ["type", "veth", "peer", "name", "eth0", "mtu", "9000", "netns", names[1]]
+        run("ip", "-n", names[0], "link", "add", "eth0", "mtu", "9000", *far)
+        for name, address in zip(names, (A, B), strict=True):
+            run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            run("ip", "-n", name, "link", "set", "eth0", "up")
+        yield names
+
+
+@pytest.fixture
+def start(namespaces):
+    """Start a VMX at one side; all end with the test."""
+    with ExitStack() as undo:
+
+        def at(side, work):
+            vmx = Vmx(namespaces[side], work)
+            undo.callback(vmx.close)
+            return vmx
+
+        yield at
+
+
+def specification(**changes):
+    guest = GuestSpec(
+        name="vm",
+        memory_bytes=64 * MIB,
+        vcpus=2,
+        workload="uniform",
+        dirty_rate_bytes_per_s=100 * 10**6,
+        working_set_bytes=16 * MIB,
+        seed=11,
+    )
+    fields = {
+        "migration_id": time.time_ns() // 1000,
+        "secret": secrets.token_bytes(32),
+        "guest": changes.pop("guest", guest),
+        "source_address": A,
+        "destination_address": B,
+        "switchover_goal_ns": 20_000_000,
+        "timeout_ns": 5_000_000_000,
+    }
+    return MigrationSpec(**{**fields, **changes})
+
+
+def advances(guest):
+    before = guest.counters()["batches"].copy()
+    deadline = time.monotonic() + 5
+    while not (guest.counters()["batches"] > before).all():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return True
+
+
+def source(spec, tracking=None, during=None):
+    """A VMX that powers on, is told to go, migrates, and tells how it went."""
+
+    def work(tell, told):
+        cuts = []
+        hooks = SourceHooks(
+            cut=lambda: cuts.append("cut"),
+            uncut=lambda: cuts.append("uncut"),
+            progress=lambda _: during and tell("copying"),
+        )
+        with Guest.power_on(spec.guest, tracking=tracking) as guest:
+            tell((guest.pids, guest.memory.fd))
+            told.recv(10)
+            try:
+                report = migrate(guest, spec, hooks)
+            except MigrationUncertain as error:
+                assert not guest.running
+                tell((type(error), str(error)))
+                told.recv(10)
+                take_back(guest, hooks)
+                return guest.running, advances(guest), cuts
+            except MigrationFailed as error:
+                return type(error), error.phase, str(error), guest.running, advances(guest), cuts
+            tell((report, guest.counters().tobytes(), cuts))
+            told.recv(10)
+        return "gone"
+
+    return work
+
+
+def destination(spec, tracking=None):
+    """A VMX that waits for a guest, says when it holds it, and runs it until it is told."""
+
+    def work(tell, told):
+        def hold():
+            tell("held")
+            told.recv(10)
+
+        opened = []
+        with Destination(spec, tracking=tracking) as there:
+            tell((there.guest.pids, there.guest.memory.fd))
+            hooks = DestinationHooks(hold=hold, open=lambda: opened.append("open"))
+            with there.receive(hooks).guest as guest:
+                assert advances(guest)
+                tell((guest.counters().tobytes(), opened))
+                told.recv(10)
+        return "gone"
+
+    return work
+
+
+def memory_of(pid, fd):
+    """A guest's memory, read by a process that has no part in it."""
+    return np.fromfile(f"/proc/{pid}/fd/{fd}", np.uint64).reshape(-1, 512)
+
+
+def records(data):
+    from testbed.guest.layout import VCPU
+
+    return np.frombuffer(data, VCPU)
+
+
+@pytest.mark.parametrize(
+    "tracking",
+    [pytest.param("pagemap", marks=pytest.mark.needs_feature("pagemap_scan")), "bytemap"],
+)
+def test_a_guest_moves_and_goes_on(start, tracking):
+    spec = specification()
+    there, here = start(1, destination(spec, tracking)), start(0, source(spec, tracking))
+    new_pids, _ = there.told()
+    old_pids, _ = here.told()
+    here.go()
+    report, at_source, cuts = here.told()
+    at_destination, opened = there.told()
+    assert not set(new_pids) & set(old_pids)
+    assert (cuts, opened) == (["cut"], ["open"])
+
+    before, after = records(at_source), records(at_destination)
+    assert (after["batches"] > before["batches"]).all()
+    assert (before["batches"] > 0).all()
+    assert 0 < report.guest_gap_ns <= report.stun_ns * 2 + 20_000_000
+    assert report.guest_gap_ns == after["resume_gap_ns"].max()
+
+    first, *_, last = report.iterations
+    assert (first.number, first.pages) == (-1, spec.guest.memory_bytes // 4096)
+    assert (last.stunned, last.dirty_pages) == (True, 0)
+    assert [it.number for it in report.iterations] == list(range(-1, len(report.iterations) - 1))
+    for before, after in pairwise(report.iterations):
+        assert after.pages >= before.dirty_pages
+        assert after.at_ns >= before.at_ns + before.duration_ns
+    sent = sum(it.wire_bytes for it in report.iterations)
+    assert sent <= report.samples[-1].acknowledged_bytes < sent + 1000
+    (stream,) = report.streams
+    assert (stream.congestion_control, stream.source_address) == ("cubic", A)
+    assert stream.mss_bytes > 8000
+    assert report.tracking == tracking
+    here.go()
+    assert here.told() == ("end", "gone")
+    there.go()
+    assert there.told() == ("end", "gone")
+
+
+def test_no_page_differs_while_both_are_at_rest(start):
+    spec = specification(verify=True)
+    there, here = start(1, destination(spec)), start(0, source(spec))
+    _, there_fd = there.told()
+    _, here_fd = here.told()
+    here.go()
+    assert there.told() == "held"
+    ours, theirs = memory_of(here.pid, here_fd), memory_of(there.pid, there_fd)
+    assert int((ours != theirs).any(axis=1).sum()) == 0
+    assert ours.any(axis=1).all()
+    assert (memory_of(there.pid, there_fd) == theirs).all()
+    there.go()
+    report, *_ = here.told()
+    assert report.stun_ns is None
+    assert report.guest_gap_ns is None
+    there.told()
+
+
+def test_strangers_are_refused_without_a_word(start, namespaces):
+    spec = specification()
+    there, here = start(1, destination(spec)), start(0, source(spec))
+    there.told()
+    here.told()
+
+    def strangers(tell, told):
+        hello = wire.Hello(spec.migration_id, spec.secret, spec.guest.memory_bytes)
+        wrong = [
+            wire.Hello(spec.migration_id, bytes(32), spec.guest.memory_bytes),
+            wire.Hello(spec.migration_id + 1, spec.secret, spec.guest.memory_bytes),
+            wire.Hello(-1, spec.secret, spec.guest.memory_bytes),
+            wire.Hello(spec.migration_id, spec.secret, spec.guest.memory_bytes * 2),
+        ]
+        answers = []
+        with ExitStack() as undo:
+            for data in (*map(wire.pack_hello, wrong), b"GET / HTTP/1.1\r\n" * 9):
+                sock = undo.enter_context(socket.create_connection((B, spec.port), 5))
+                sock.sendall(data)
+                try:
+                    answers.append(sock.recv(100))
+                except ConnectionResetError:
+                    answers.append(b"")
+            for data in (b"", wire.pack_hello(hello)[:-1]):  # these only keep silent
+                sock = undo.enter_context(socket.create_connection((B, spec.port), 5))
+                sock.sendall(data)
+            tell(answers)
+            told.recv(10)
+
+    stranger = start(0, strangers)
+    assert stranger.told() == [b""] * 5
+    here.go()
+    report, *_ = here.told()
+    assert report.iterations
+    there.told()
+
+
+def test_the_destination_waits_no_longer_than_its_timeout(start):
+    there = start(1, destination(specification(timeout_ns=200_000_000)))
+    there.told()
+    kind, name, text = there.told()
+    assert (kind, name) == ("error", "MigrationFailed")
+    assert "did not come" in text
+
+
+def slow(namespaces):
+    shaping = ["tbf", "rate", "200mbit", "burst", "128kb", "latency", "50ms"]
+    run("tc", "-n", namespaces[0], "qdisc", "add", "dev", "eth0", "root", *shaping)
+
+
+def runs_on_at_source(told, phase):
+    kind, (error, where, _, running, advanced, cuts) = told
+    assert (kind, error, where) == ("end", MigrationFailed, phase)
+    assert running
+    assert advanced
+    return cuts
+
+
+def test_the_destination_dies_during_the_copy(start, namespaces):
+    spec = specification()
+    slow(namespaces)
+    there, here = start(1, destination(spec)), start(0, source(spec, during=True))
+    there.told()
+    here.told()
+    here.go()
+    assert here.told() == "copying"
+    there.kill()
+    while (told := here.told()) == "copying":
+        pass
+    assert runs_on_at_source(told, Phase.PRECOPY) == []
+
+
+def test_the_source_dies_during_the_copy(start, namespaces):
+    spec = specification()
+    slow(namespaces)
+    there, here = start(1, destination(spec)), start(0, source(spec, during=True))
+    pids, _ = there.told()
+    here.told()
+    here.go()
+    assert here.told() == "copying"
+    here.kill()
+    kind, name, text = there.told()
+    assert (kind, name) == ("error", "MigrationFailed")
+    assert "pre-copy" in text
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_nobody_listens(start):
+    spec = specification()
+    here = start(0, source(spec))
+    here.told()
+    here.go()
+    assert runs_on_at_source(here.told(), Phase.CONNECT) == []
+
+
+def test_a_guest_that_is_faster_than_the_path_stays_and_says_so(start, namespaces):
+    spec = specification()
+    slow(namespaces)
+    there, here = start(1, destination(spec)), start(0, source(spec))
+    there.told()
+    here.told()
+    here.go()
+    told = here.told(30)
+    assert runs_on_at_source(told, Phase.PRECOPY) == []
+    assert "does not converge" in told[1][2]
+    assert there.told()[:2] == ("error", "MigrationFailed")
+
+
+def test_a_hold_that_fails_resumes_the_source(start):
+    """The destination ends during the switchover, before it was told to resume."""
+    spec = specification(verify=True)
+    there, here = start(1, destination(spec)), start(0, source(spec))
+    there.told()
+    here.told()
+    here.go()
+    assert there.told() == "held"
+    there.kill()
+    assert runs_on_at_source(here.told(), Phase.SWITCHOVER) == ["cut", "uncut"]
+
+
+def test_a_silent_destination_after_resume_leaves_the_guest_to_the_lab(start):
+    spec = specification(timeout_ns=1_000_000_000)
+
+    def takes_and_says_nothing(tell, told):
+        from testbed.guest.memory import GuestMemory
+        from testbed.migration.receiver import Receiver
+        from testbed.migration.stream import Stream, listen
+
+        with listen(spec) as listener, GuestMemory("b", spec.guest.memory_bytes) as memory:
+            tell("ready")
+            sock = listener.accept()[0]
+            with sock:
+                stream = Stream(sock, spec.timeout_ns)
+                stream.receive(bytearray(wire.HELLO_BYTES))
+                stream.send(wire.pack(Kind.ACCEPTED))
+                frame = Receiver(stream, memory).copy()
+                stream.send(wire.pack(Kind.LOADED, 0, frame.value))
+                stream.expect(Kind.RESUME)
+                told.recv(10)
+
+    there, here = start(1, takes_and_says_nothing), start(0, source(spec))
+    assert there.told() == "ready"
+    here.told()
+    here.go()
+    error, text = here.told()
+    assert error is MigrationUncertain
+    assert "find out" in text
+    there.kill()
+    here.go()
+    assert here.told() == ("end", (True, True, ["cut", "uncut"]))
+
+
+def test_a_cancelled_migration_leaves_both_sides_as_they_were(start, namespaces):
+    spec = specification()
+    slow(namespaces)
+
+    def work(tell, told):
+        began = []
+        hooks = SourceHooks(progress=began.append, cancelled=lambda: bool(began))
+        with Guest.power_on(spec.guest) as guest:
+            with pytest.raises(MigrationFailed, match="cancelled"):
+                migrate(guest, spec, hooks)
+            return guest.running, advances(guest)
+
+    there = start(1, destination(spec))
+    there.told()
+    here = start(0, work)
+    assert here.told() == ("end", (True, True))
+    kind, _, text = there.told()
+    assert kind == "error"
+    assert "cancelled" in text or "closed" in text
+
+
+def test_socket_options_are_as_specified(start):
+    spec = specification(send_buffer_bytes=300_000, receive_buffer_bytes=200_000)
+
+    def work(tell, told):
+        stream = connect(spec)
+        with stream.socket:
+            return stream.report(stream.receive_buffer_bytes())
+
+    there = start(1, destination(spec))
+    there.told()
+    kind, report = start(0, work).told()
+    assert kind == "end"
+    assert report.congestion_control == "cubic"
+    assert (report.send_buffer_bytes, report.receive_buffer_bytes) == (600_000, 400_000)
+    assert (report.source_address, report.destination_address) == (A, B)

@@ -1,0 +1,121 @@
+"""When pre-copy ends: on paper, against the published table, and never without end."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.guest.specification import GuestSpec
+from testbed.migration.convergence import decide
+from testbed.migration.phase import Phase, enter
+from testbed.migration.specification import MigrationSpec
+from testbed.report.result import Iteration
+
+MB = 1024 * 1024  # the table's MB/s x s come out even in these
+
+
+def spec(**changes):
+    guest = GuestSpec("vm", 2048 * MB, 1)
+    return MigrationSpec(1, bytes(32), guest, "10.0.0.1", "10.0.0.2", **changes)
+
+
+def iterate(memory_bytes, rate, dirty_rate, limits, working_set=1 << 60):
+    """Pre-copy on paper: rates in bytes per second; returns its iterations and the decision."""
+    iterations, pages = [], memory_bytes // 4096
+    while True:
+        duration_ns = max(1, round(pages * 4096e9 / rate))
+        dirty = min(round(duration_ns * dirty_rate / 4096e9), working_set // 4096)
+        number = len(iterations) - 1
+        iterations.append(
+            Iteration(number, pages, pages * 4096, pages * 4096, 0, duration_ns, dirty, False)
+        )
+        decision = decide(iterations, limits)
+        if decision.next != "copy":
+            return iterations, decision
+        pages = dirty
+
+
+def test_the_published_table():
+    """Facts row 20: R = 128 MB/s, D = 32 MB/s; 8 MB are left when the goal is 0.1 s."""
+    limits = spec(switchover_goal_ns=100_000_000)
+    iterations, decision = iterate(2048 * MB, 128 * MB, 32 * MB, limits)
+    assert [it.pages * 4096 // MB for it in iterations] == [2048, 512, 128, 32]
+    assert [round(it.duration_ns / 1e9, 2) for it in iterations] == [16, 4, 1, 0.25]
+    assert iterations[-1].dirty_pages * 4096 // MB == 8
+    assert decision.next == "switch over"
+
+
+def test_the_published_table_stops_one_round_earlier_at_the_default_goal():
+    iterations, decision = iterate(2048 * MB, 128 * MB, 32 * MB, spec())
+    assert (iterations[-1].dirty_pages * 4096 // MB, decision.next) == (32, "switch over")
+
+
+def test_a_guest_faster_than_the_path_fails_and_says_why():
+    iterations, decision = iterate(2048 * MB, 100 * MB, 90 * MB, spec())
+    assert (decision.next, len(iterations)) == ("fail", 2)
+    assert "94.4 MB/s" in decision.cause  # dirtied
+    assert "105 MB/s" in decision.cause  # transmitted
+    assert "dirty rate" in decision.remedy
+
+
+def test_a_working_set_that_fits_the_goal_converges_however_fast_it_is_written():
+    _, decision = iterate(2048 * MB, 100 * MB, 900 * MB, spec(), working_set=40 * MB)
+    assert decision.next == "switch over"
+
+
+def test_one_slow_iteration_is_forgiven_two_are_not():
+    def iteration(number, duration_ns, dirty_pages):
+        return Iteration(number, 100000, 100000 * 4096, 0, 0, duration_ns, dirty_pages, False)
+
+    good, bad = (1_000_000_000, 60000), (1_000_000_000, 90000)
+    for history, wanted in (
+        ([good, bad], "copy"),
+        ([bad, good], "copy"),
+        ([bad], "copy"),
+        ([good, bad, bad], "fail"),
+    ):
+        iterations = [iteration(n - 1, *it) for n, it in enumerate(history)]
+        assert decide(iterations, spec()).next == wanted
+
+
+@given(
+    st.integers(MB, 1 << 40),
+    st.integers(1000, 1 << 34),
+    st.integers(0, 1 << 35),
+    st.integers(1, 10**10),
+)
+def test_it_always_ends_and_never_switches_over_above_the_goal(size, rate, dirty_rate, goal_ns):
+    limits = spec(switchover_goal_ns=goal_ns)
+    iterations, decision = iterate(size, rate, dirty_rate, limits)
+    assert len(iterations) <= limits.max_iterations
+    last = iterations[-1]
+    if decision.next == "switch over":
+        reference = next((it for it in reversed(iterations) if it.pages >= 1024), iterations[0])
+        rest_ns = last.dirty_pages * 4096 * 8e9 / reference.throughput_bps
+        assert rest_ns <= goal_ns
+
+
+def test_phases_follow_one_another_and_a_resumed_guest_cannot_fail():
+    phase = Phase.CONNECT
+    for following in (Phase.TRACE, Phase.PRECOPY, Phase.SWITCHOVER, Phase.RESUME, Phase.COMPLETED):
+        phase = enter(phase, following)
+    for illegal in ((Phase.RESUME, Phase.FAILED), (Phase.CONNECT, Phase.RESUME)):
+        with pytest.raises(ValueError, match="cannot follow"):
+            enter(*illegal)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"secret": b"short"}, {"migration_id": 0}, {"switchover_goal_ns": 0}, {"timeout_ns": 0}],
+)
+def test_a_specification_that_cannot_be_is_refused(wrong):
+    fields = {"migration_id": 1, "secret": bytes(32), **wrong}
+    with pytest.raises(ValueError, match=r"must|bits"):
+        MigrationSpec(
+            guest=GuestSpec("vm", MB, 1),
+            source_address="10.0.0.1",
+            destination_address="10.0.0.2",
+            **fields,
+        )
+    assert "secret" not in repr(spec())

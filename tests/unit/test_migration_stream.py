@@ -1,0 +1,187 @@
+"""Pages through a socket pair: whole whatever the kernel splits, and only where they belong."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from testbed.guest.memory import GuestMemory
+from testbed.migration import wire
+from testbed.migration.receiver import Receiver
+from testbed.migration.sender import Sender
+from testbed.migration.stream import PeerError, Stream
+from testbed.migration.wire import Kind, WireError
+
+SIZE = 4 << 20
+PAGES = SIZE // 4096
+
+
+@pytest.fixture
+def streams():
+    """A TCP connection over loopback with small buffers, so that transfers are partial."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20000)
+        client = socket.create_connection(listener.getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20000)
+        server = listener.accept()[0]
+    with client, server:
+        yield Stream(client, 2_000_000_000), Stream(server, 2_000_000_000)
+
+
+@pytest.fixture
+def memories():
+    with GuestMemory("a", SIZE) as a, GuestMemory("b", SIZE) as b:
+        a.words[:] = np.random.default_rng(1).integers(1, 2**63, a.words.shape, np.uint64)
+        yield a, b
+
+
+def in_thread(work):
+    """Run the work beside the test; returns how to wait for what it returned or raised."""
+    outcome = []
+
+    def body():
+        try:
+            outcome.append(work())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+
+    def result():
+        thread.join(10)
+        assert outcome, "it hangs"
+        return outcome[0]
+
+    return result
+
+
+def no_turn():
+    pass
+
+
+def test_a_whole_memory_and_then_pages_of_it(streams, memories):
+    (near, far), (a, b) = streams, memories
+    received = in_thread(Receiver(far, b).copy)
+    sender = Sender(near, a, no_turn, 1 << 62)
+    sender.send_all()
+    sender.end(Kind.END, Kind.ENDED, PAGES, -1)
+    assert (a.words == b.words).all()
+    assert SIZE < sender.wire_bytes < SIZE * 1.001
+
+    before = b.words.copy()
+    pages = np.unique(np.concatenate(([0, 1, 2, 700, PAGES - 1], np.arange(100, 690, 7))))
+    a.words[:] += np.uint64(1)
+    sender.send_pages(pages)
+    near.send(wire.pack(Kind.SWITCHOVER, len(pages), 3))
+    frame = received()
+    assert frame == wire.Frame(Kind.SWITCHOVER, len(pages), 3)
+    changed = np.flatnonzero((b.words != before).any(axis=1))
+    np.testing.assert_array_equal(changed, pages)
+    assert (b.words[pages] == a.words[pages]).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(st.integers(0, PAGES - 1), min_size=1, max_size=PAGES))
+def test_any_set_of_pages_arrives_and_no_other(numbers):
+    pages = np.array(sorted(numbers))
+    with GuestMemory("a", SIZE) as a, GuestMemory("b", SIZE) as b:
+        a.words[:] = np.arange(1, PAGES + 1, dtype=np.uint64)[:, None]
+        left, right = socket.socketpair()
+        with left, right:
+            for sock in (left, right):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10000)
+            near, far = (_bare_stream(sock) for sock in (left, right))
+            receiver = Receiver(far, b)
+            received = in_thread(receiver.copy)
+            Sender(near, a, no_turn, 1 << 62).send_pages(pages)
+            left.close()
+            assert isinstance(received(), PeerError)
+        wanted = np.zeros_like(a.words)
+        wanted[pages] = a.words[pages]
+        assert (b.words == wanted).all()
+
+
+def _bare_stream(sock):
+    """A stream over a Unix socket, which takes no TCP options."""
+    stream = Stream.__new__(Stream)
+    stream.socket, stream.timeout_ns, stream.turn = sock, 10**9, no_turn
+    stream._header, stream._fd = bytearray(wire.HEADER_BYTES), sock.fileno()
+    return stream
+
+
+BAD = {
+    "run beyond memory": wire.pack(Kind.RUN, 2, PAGES - 1),
+    "run before memory": wire.pack(Kind.RUN, 1, -1),
+    "run too long": wire.pack(Kind.RUN, wire.RUN_PAGES + 1, 0),
+    "gather too long": wire.pack(Kind.GATHER, wire.GATHER_PAGES + 1, 0),
+    "gather beyond memory": wire.pack(Kind.GATHER, 1) + PAGES.to_bytes(4, "little"),
+    "gather that repeats": wire.pack(Kind.GATHER, 2) + bytes(8),
+    "unknown kind": b"\xff" * wire.HEADER_BYTES,
+    "wrong count": wire.pack(Kind.END, 5, -1),
+    "switchover of nothing": wire.pack(Kind.SWITCHOVER, 0, -1),
+    "resume during the copy": wire.pack(Kind.RESUME),
+}
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+def test_a_bad_frame_is_refused_and_memory_untouched(streams, memories, data):
+    (near, far), (_, b) = streams, memories
+    near.send(data, os.urandom(8192))
+    with pytest.raises(WireError):
+        Receiver(far, b).copy()
+    assert not b.words.any()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [wire.pack(Kind.RUN, 8, 0) + bytes(4096), wire.pack(Kind.GATHER, 9) + bytes(3), b"\x02"],
+    ids=["run", "gather", "header"],
+)
+def test_a_truncated_frame_is_an_error(streams, memories, data):
+    (near, far), (_, b) = streams, memories
+    near.send(data)
+    near.close()
+    with pytest.raises(PeerError, match="closed"):
+        Receiver(far, b).copy()
+
+
+def test_a_peers_error_is_told_with_its_text(streams, memories):
+    (near, far), (_, b) = streams, memories
+    near.send(wire.pack_error("the source is on fire"))
+    with pytest.raises(PeerError, match="on fire"):
+        Receiver(far, b).copy()
+
+
+def test_silence_ends_after_the_timeout_and_turns_go_on(streams):
+    near, _ = streams
+    near.timeout_ns = 200_000_000
+    turns = []
+    near.turn = lambda: turns.append(1)
+    with pytest.raises(PeerError, match=r"0\.2 s"):
+        near.expect(Kind.LOADED)
+    assert turns
+    turns.clear()
+    with pytest.raises(PeerError, match=r"0\.2 s"):
+        near.send(bytes(64 << 20))
+    assert turns
+
+
+def test_tcp_says_what_was_acknowledged(streams):
+    near, far = streams
+    before = near.acknowledged_bytes()
+    near.send(bytes(5000))
+    far.receive(bytearray(5000))
+    far.send(b"x")
+    near.receive(bytearray(1))
+    assert near.acknowledged_bytes() - before == 5000
+    report = near.report(1)
+    assert report.source_address == report.destination_address == "127.0.0.1"
+    assert report.mss_bytes > 500
+    assert 0 < report.rtt_ns < 1_000_000_000
