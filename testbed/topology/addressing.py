@@ -39,6 +39,7 @@ def check(draft: Draft) -> None:
     _duplicate_addresses(draft, adapters)
     _overlaps(draft, adapters)
     _duplicate_macs(draft, adapters)
+    _router_networks(draft)
     for adapter in adapters:
         _families(draft, adapter)
         _gateways(draft, adapter)
@@ -134,6 +135,23 @@ def _duplicate_macs(draft: Draft, adapters: list[_Adapter]) -> None:
                 f"the MAC address {mac} is used already, by {first}",
                 "give every adapter one of its own, or leave mac out",
             )
+
+
+def _router_networks(draft: Draft) -> None:
+    """A router with one network on two interfaces would not know which to use."""
+    for name, router in draft.file.routers.items():
+        seen: dict[IPNetwork, str] = {}
+        for switch, interface in router.interfaces.items():
+            for number, address in enumerate(interface.ip):
+                if address is None:
+                    continue
+                first = seen.setdefault(address.cidr, switch)
+                if first != switch:
+                    draft.problems.add(
+                        ("routers", name, "interfaces", switch, "ip", number),
+                        f"{address} is in the network that the router has at {first} already",
+                        "use another network, or one interface",
+                    )
 
 
 def _families(draft: Draft, adapter: _Adapter) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from testbed.topology.leaves import MIN_RATE_BPS
 from testbed.topology.problems import Path, shown
-from testbed.units import format_rate, format_size
+from testbed.units import format_size
 
 if TYPE_CHECKING:
     from testbed.topology.draft import Draft
@@ -60,13 +60,13 @@ def _memory(draft: Draft, path: Path, memory: int | None, scale: Fraction) -> No
     if scaled.denominator != 1 or scaled % PAGE_BYTES:
         draft.problems.add(
             path,
-            f"{format_size(memory)}{_of(scale)} is not a whole number of 4 KiB pages",
+            f"{draft.problems.written(path)}{_of(scale)} is not a whole number of 4 KiB pages",
             f"use a multiple of {_size(PAGE_BYTES / scale)}",
         )
     elif scaled < LEAST_MEMORY_BYTES:
         draft.problems.add(
             path,
-            f"{format_size(memory)}{_of(scale)} is less than 1 MiB",
+            f"{draft.problems.written(path)}{_of(scale)} is less than 1 MiB",
             f"use at least {_size(LEAST_MEMORY_BYTES / scale)}",
         )
 
@@ -78,7 +78,7 @@ def _rate(draft: Draft, path: Path, rate: int | None, scale: Fraction) -> None:
     if scaled.denominator != 1 or scaled < MIN_RATE_BPS:
         draft.problems.add(
             path,
-            f"{format_rate(rate)}{_of(scale)} is not a whole rate of at least 8 kbit/s",
+            f"{draft.problems.written(path)}{_of(scale)} is not a whole rate of at least 8 kbit/s",
             f"use a multiple of {1 / scale} bit/s, or another scale",
         )
 
@@ -107,7 +107,7 @@ def _workload(draft: Draft, name: str, vm: Vm, scale: Fraction) -> None:
     elif (workload.dirty_rate * scale).denominator != 1:
         draft.problems.add(
             (*path, "dirty_rate"),
-            f"{workload.dirty_rate} B/s{_of(scale)} is not whole",
+            f"{draft.problems.written((*path, 'dirty_rate'))}{_of(scale)} is not whole",
             f"use a multiple of {1 / scale} B/s",
         )
     _working_set(draft, path, vm, scale)
@@ -123,7 +123,7 @@ def _working_set(draft: Draft, path: Path, vm: Vm, scale: Fraction) -> None:
         if scaled.denominator != 1 or scaled % PAGE_BYTES:
             draft.problems.add(
                 place,
-                f"{format_size(wanted)}{_of(scale)} is not a whole number of 4 KiB pages",
+                f"{draft.problems.written(place)}{_of(scale)} is not a whole number of 4 KiB pages",
                 f"use a multiple of {_size(PAGE_BYTES / scale)}, or a percentage",
             )
             return
@@ -178,9 +178,10 @@ def _host_memory(draft: Draft) -> None:
         before = used[vm.host]
         used[vm.host] += vm.memory
         if before <= host.memory < used[vm.host]:
+            path: Path = ("vms", name, "memory")
             draft.problems.add(
-                ("vms", name, "memory"),
-                f"with the {format_size(vm.memory)} of {name} the VMs of host {vm.host} have"
+                path,
+                f"with the {draft.problems.written(path)} of {name} the VMs of host {vm.host} have"
                 f" {format_size(used[vm.host])}, more than its {format_size(host.memory)}",
                 f"give {vm.host} more memory, or its VMs less",
             )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from testbed.topology.problems import Path, Problems, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
+    from testbed.topology.node import Node
     from testbed.topology.schema import HostNic, TopologyFile
-    from testbed.topology.tree import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +50,44 @@ class Draft:
         self.incomplete = incomplete
         self._broken = broken
         self._refused_vmnics = {
-            (path[1], path[3])
+            path[1]
             for path in broken
-            if path[:1] == ("hosts",) and len(path) == 4 and path[2] == "nics"
+            if path[:1] == ("hosts",)
+            and path[2:3] == ("nics",)
+            and path[3] not in file.hosts[str(path[1])].nics
         }
         self._names = {
-            section: list(node.value)
+            section: dict.fromkeys(node.value)
             for section, node in (root.value if isinstance(root.value, dict) else {}).items()
             if isinstance(node.value, dict)
         }
         self._unsure = {
-            str(path[1])
-            for path in broken
-            if path[:1] == ("hosts",)
-            and (len(path) == 2 or (len(path) > 2 and path[2] in ("nics", "vswitches")))
+            str(path[1]) for path in broken if path[:1] == ("hosts",) and self._hides_switches(path)
         }
         self._unsure_distributed = "distributed_switches" in incomplete or any(
             path[:1] == ("distributed_switches",) for path in broken
         )
         self.switches = {name: tuple(self._switches_of(name)) for name in file.hosts}
 
+    def _hides_switches(self, path: Path) -> bool:
+        """Whether a mistake leaves open which virtual switches and port groups a host has."""
+        if len(path) == 2 or path[2] == "vswitches":
+            return True
+        if path[2] != "nics":
+            return False
+        nic = self.file.hosts[str(path[1])].nics.get(str(path[3])) if self._has(path) else None
+        return nic is None or nic.uplink is None
+
+    def _has(self, path: Path) -> bool:
+        return len(path) > 3 and str(path[1]) in self.file.hosts
+
     def is_broken(self, *path: str | int) -> bool:
         """Whether the object there has a mistake of its own."""
         return path in self._broken
 
-    def names(self, section: str) -> list[str]:
+    def names(self, section: str) -> Collection[str]:
         """Every name that a section defines, of objects with mistakes too."""
-        return self._names.get(section, [])
+        return self._names.get(section, ())
 
     def refer(self, path: Path, name: str | None, section: str, what: str) -> bool:
         """Report a reference to something that doesn't exist; whether it does."""
@@ -99,9 +110,7 @@ class Draft:
         """Whether a host surely has no such vmnic."""
         of = self.file.hosts[host]
         return not (
-            vmnic in of.nics
-            or (host, vmnic) in self._refused_vmnics
-            or self.is_broken("hosts", host)
+            vmnic in of.nics or host in self._refused_vmnics or self.is_broken("hosts", host)
         )
 
     def nic(self, host: str, vmnic: str) -> HostNic | None:

@@ -5,98 +5,21 @@ A leaf's type admits None: the file's value was refused, and its mistake reporte
 
 import ipaddress
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeAlias
 
 from netaddr import IPAddress, IPNetwork
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, core_schema
 
 from testbed import units
 from testbed.topology import later
+from testbed.topology.leaf import Leaf, named, one_of, texts, whole
 from testbed.topology.problems import Refusal, shown
 
 MIN_MTU, MAX_MTU = 576, 9216
 MIN_RATE_BPS, MAX_RATE_BPS = 8_000, 10**12
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
-_PATTERN = r"[A-Za-z0-9_,\[\]-]*\[[A-Za-z0-9_,-]+\][A-Za-z0-9_,\[\]-]*"
 _NUMBER = r"[0-9]{1,15}(\.[0-9]{1,9})? ?"
 _SIZE = _NUMBER + r"([kMGT]|[KMGT]i)?B"
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """How one kind of value is read from YAML's scalar, and its JSON Schema.
-
-    `parse` raises ValueError, best a `Refusal`.
-    """
-
-    parse: Callable[[object], object]
-    schema: dict[str, Any]
-    expects: str
-
-    def __get_pydantic_core_schema__(self, _: object, __: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            self.parse, serialization=core_schema.to_string_ser_schema()
-        )
-
-    def __get_pydantic_json_schema__(
-        self, _: CoreSchema, __: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return dict(self.schema)
-
-
-class OneOrMany:
-    """Marks a list of leaves that may be written as one value."""
-
-
-def _string(value: object, expects: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise Refusal("nothing stands here", f"write {expects}")
-    if "such as" in expects:
-        raise Refusal(
-            f"{shown(value)} is not {expects.partition(' such as')[0]}", f"write {expects}"
-        )
-    raise Refusal(f"{shown(value)} is not a string", f'write it in quotes: "{shown(value)}"')
-
-
-def _texts(schema: dict[str, Any], expects: str, parse: Callable[[str], object]) -> Leaf:
-    return Leaf(lambda v: parse(_string(v, expects)), {"type": "string", **schema}, expects)
-
-
-def _named(pattern: str, expects: str, remedy: str, examples: list[str]) -> Leaf:
-    compiled = re.compile(pattern)
-
-    def parse(value: object) -> str:
-        text = _string(value, expects)
-        if compiled.fullmatch(text) is None:
-            raise Refusal(f"{shown(text)} is not {expects}", remedy)
-        return text
-
-    schema = {"type": "string", "pattern": f"^({pattern}|{_PATTERN})$", "examples": examples}
-    return Leaf(parse, schema, expects)
-
-
-def _whole(least: int, most: int, expects: str, unit: str, examples: list[int]) -> Leaf:
-    def parse(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise Refusal(
-                f"{shown(value)} is not a whole number",
-                f"write {expects} without quotes, from {least} to {most}, such as {examples[0]}",
-            )
-        if not least <= value <= most:
-            raise Refusal(
-                f"{value} is not {expects} that can be built",
-                f"write a number of {unit} from {least} to {most}, such as {examples[0]}",
-            )
-        return value
-
-    schema = {"type": "integer", "minimum": least, "maximum": most, "examples": examples}
-    return Leaf(parse, schema, expects)
 
 
 def _rate(text: str) -> int:
@@ -189,27 +112,15 @@ def _mac(text: str) -> str:
     return text.lower()
 
 
-def _one_of(what: str, built: tuple[str, ...], to_come: dict[str, str]) -> Leaf:
-    def parse(value: object) -> str:
-        text = _string(value, what)
-        if text in to_come:
-            raise Refusal(f"{what} {shown(text)} is not built yet: {to_come[text]}", "remove it")
-        if text not in built:
-            raise Refusal(f"{shown(text)} is not a {what}", f"write {' or '.join(built)}")
-        return text
-
-    return Leaf(parse, {"type": "string", "enum": list(built)}, what)
-
-
 def _quantity(regex: str, examples: list[str]) -> dict[str, Any]:
     return {"pattern": rf"^({regex}|.*\[.+\].*)$", "examples": examples}
 
 
 _LETTERS = "letters, digits, - and _ only, at most 63, a letter or digit first"
-Name: TypeAlias = Annotated[str, _named(_NAME, "a name", f"use {_LETTERS}", ["esx01"])]
+Name: TypeAlias = Annotated[str, named(_NAME, "a name", f"use {_LETTERS}", ["esx01"])]
 LabName: TypeAlias = Annotated[
     str,
-    _named(
+    named(
         r"[a-z0-9][a-z0-9_-]{0,30}",
         "a name of a lab",
         "use small letters, digits, - and _ only, at most 31, a letter or digit first",
@@ -218,24 +129,24 @@ LabName: TypeAlias = Annotated[
 ]
 _BYTE = r"(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 VmkName: TypeAlias = Annotated[
-    str, _named("vmk" + _BYTE, "a name of a vmk", "write vmk0 to vmk255", ["vmk0", "vmk1"])
+    str, named("vmk" + _BYTE, "a name of a vmk", "write vmk0 to vmk255", ["vmk0", "vmk1"])
 ]
 VmnicName: TypeAlias = Annotated[
-    str, _named("vmnic" + _BYTE, "a name of a vmnic", "write vmnic0 to vmnic255", ["vmnic0"])
+    str, named("vmnic" + _BYTE, "a name of a vmnic", "write vmnic0 to vmnic255", ["vmnic0"])
 ]
 UplinkName: TypeAlias = Annotated[
     str | None,
-    _named(
+    named(
         f"{_NAME}/{_NAME}",
         "an uplink of a distributed switch",
         "write the switch and the uplink, like DSwitch/uplink1",
         ["DSwitch/uplink1"],
     ),
 ]
-Reference: TypeAlias = Annotated[str | None, _texts({}, "a name", lambda text: text)]
+Reference: TypeAlias = Annotated[str | None, texts({}, "a name", lambda text: text)]
 Rate: TypeAlias = Annotated[
     int | None,
-    _texts(
+    texts(
         _quantity(_NUMBER + "[kKMGT]?(bit|bps|bit/s|b/s)", ["10Gbit", "100Mbit"]),
         "a rate such as 10Gbit",
         _rate,
@@ -243,17 +154,15 @@ Rate: TypeAlias = Annotated[
 ]
 Memory: TypeAlias = Annotated[
     int | None,
-    _texts(_quantity(_SIZE, ["64GiB", "512MiB"]), "a size such as 2GiB", _memory),
+    texts(_quantity(_SIZE, ["64GiB", "512MiB"]), "a size such as 2GiB", _memory),
 ]
 DirtyRate: TypeAlias = Annotated[
     int | None,
-    _texts(_quantity(_SIZE + "/s", ["400MB/s"]), "a byte rate such as 400MB/s", _dirty_rate),
+    texts(_quantity(_SIZE + "/s", ["400MB/s"]), "a byte rate such as 400MB/s", _dirty_rate),
 ]
 WorkingSet: TypeAlias = Annotated[
     Fraction | int | None,
-    _texts(
-        _quantity(f"{_NUMBER}%|{_SIZE}", ["20%", "512MiB"]), "a share such as 20%", _working_set
-    ),
+    texts(_quantity(f"{_NUMBER}%|{_SIZE}", ["20%", "512MiB"]), "a share such as 20%", _working_set),
 ]
 Scale: TypeAlias = Annotated[
     Fraction | None,
@@ -269,12 +178,12 @@ Scale: TypeAlias = Annotated[
         "a scale such as 1/10",
     ),
 ]
-Mtu: TypeAlias = Annotated[int | None, _whole(MIN_MTU, MAX_MTU, "an MTU", "bytes", [1500, 9000])]
-Cores: TypeAlias = Annotated[int | None, _whole(1, 1024, "a number", "cores", [8])]
-Vcpus: TypeAlias = Annotated[int | None, _whole(1, 768, "a number", "vCPUs", [2])]
+Mtu: TypeAlias = Annotated[int | None, whole(MIN_MTU, MAX_MTU, "an MTU", "bytes", [1500, 9000])]
+Cores: TypeAlias = Annotated[int | None, whole(1, 1024, "a number", "cores", [8])]
+Vcpus: TypeAlias = Annotated[int | None, whole(1, 768, "a number", "vCPUs", [2])]
 Address: TypeAlias = Annotated[
     IPNetwork | None,
-    _texts(
+    texts(
         {
             "pattern": r"^[0-9A-Fa-f.:,\[\]-]+/[0-9]{1,3}$",
             "examples": ["192.168.20.11/24", "192.168.20.[11-12]/24", "fd00::11/64"],
@@ -285,7 +194,7 @@ Address: TypeAlias = Annotated[
 ]
 Gateway: TypeAlias = Annotated[
     IPAddress | None,
-    _texts(
+    texts(
         {"pattern": r"^[0-9A-Fa-f.:,\[\]-]+$", "examples": ["192.168.20.1"]},
         "an address such as 192.168.20.1",
         _gateway,
@@ -293,14 +202,14 @@ Gateway: TypeAlias = Annotated[
 ]
 Mac: TypeAlias = Annotated[
     str | None,
-    _texts(
+    texts(
         _quantity("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", ["00:50:56:00:00:01"]),
         "a MAC address such as 00:50:56:00:00:01",
         _mac,
     ),
 ]
-Service: TypeAlias = Annotated[str | None, _one_of("service", ("vmotion",), later.SERVICES)]
+Service: TypeAlias = Annotated[str | None, one_of("service", ("vmotion",), later.SERVICES)]
 WorkloadKind: TypeAlias = Annotated[
     Literal["idle", "uniform", "sequential"] | None,
-    _one_of("workload", ("idle", "uniform", "sequential"), later.WORKLOADS),
+    one_of("workload", ("idle", "uniform", "sequential"), later.WORKLOADS),
 ]

@@ -8,7 +8,7 @@ from testbed.errors import InputError
 from testbed.topology import addressing, capacity, network, references
 from testbed.topology.draft import Draft
 from testbed.topology.patterns import Expander
-from testbed.topology.problems import Problems
+from testbed.topology.problems import Enough, Problems
 from testbed.topology.reading import Reader
 from testbed.topology.resolving import resolve
 from testbed.topology.tree import MAX_BYTES, compose
@@ -36,23 +36,23 @@ def loads(text: str, filename: str) -> Topology:
     if size > MAX_BYTES:
         raise _too_large(filename)
     problems = Problems(filename)
-    root = compose(text.removeprefix("\ufeff"), problems)
-    if root is None:
+    try:
+        draft = _draft(text.removeprefix("\ufeff"), problems)
+        for stage in (references, addressing, network, capacity):
+            stage.check(draft)
+    except Enough:
         problems.raise_if_any()
-        raise AssertionError("no tree, and no reason why")
-    expander = Expander(problems)
-    root = expander.expand(root)
-    problems.root = root
-    reader = Reader(problems, expander.incomplete)
-    file = reader.read(root)
-    if file is None:
-        problems.raise_if_any()
-        raise AssertionError("no file, and no reason why")
-    draft = Draft(file, root, problems, reader.broken, reader.incomplete)
-    for stage in (references, addressing, network, capacity):
-        stage.check(draft)
+        raise
     problems.raise_if_any()
     return resolve(draft, text)
+
+
+def _draft(text: str, problems: Problems) -> Draft:
+    expander = Expander(problems)
+    root = problems.root = expander.expand(compose(text, problems))
+    reader = Reader(problems, expander.incomplete)
+    file = reader.read(root)
+    return Draft(file, root, problems, reader.broken, reader.incomplete)
 
 
 def _text(path: Path) -> str:

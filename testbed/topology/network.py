@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
+from testbed.topology.leaves import MAX_MTU
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from netaddr import IPNetwork
 
@@ -32,41 +34,65 @@ class _Vmotion:
     network: IPNetwork
 
 
+class _Groups:
+    """Switches that are joined, as a union-find."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, name: str) -> str:
+        """The one that stands for all that are joined with it."""
+        parent = self._parent
+        while (above := parent.setdefault(name, name)) != name:
+            parent[name] = parent[above]
+            name = above
+        return name
+
+    def join(self, a: str, b: str) -> None:
+        """Make the groups of both one."""
+        self._parent[self.root(a)] = self.root(b)
+
+
+@dataclass(slots=True)
+class _Cables:
+    """Who is cabled to whom, without the links that would close a loop.
+
+    `sure` is False when a link has a mistake, so that a cable may only seem to be missing.
+    """
+
+    neighbours: dict[str, list[str]]
+    groups: _Groups
+    sure: bool
+
+
 def check(draft: Draft) -> None:
     """Report loops, MTUs that narrow along a path, and too many vMotion NICs."""
-    neighbours = _cables(draft)
+    cables = _lay_cables(draft)
     for host in draft.file.hosts:
         for vswitch in draft.switches[host]:
             _host_mtus(draft, host, vswitch)
         _nic_mtus(draft, host)
         _vmk_mtus(draft, host)
         _vmotion_nics(draft, host)
-    _vmotion_paths(draft, neighbours)
+    _vmotion_paths(draft, cables)
 
 
-def _cables(draft: Draft) -> dict[str, list[str]]:
-    """Who is cabled to whom, without the links that close a loop: those are reported."""
-    neighbours: dict[str, list[str]] = defaultdict(list)
+def _lay_cables(draft: Draft) -> _Cables:
+    sure = not {"links", "switches"} & draft.incomplete
+    cables = _Cables(defaultdict(list), _Groups(), sure)
     number_of: dict[frozenset[str], int] = {}
-    group: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while (parent := group.setdefault(name, name)) != name:
-            group[name] = group[parent]
-            name = group[name]
-        return name
-
     for number, link in enumerate(draft.file.links):
-        ends = [end for end in link.between if end is not None]
-        if len(ends) != 2 or draft.is_broken("links", number):
-            continue
-        a, b = ends
         path: Path = ("links", number, "between")
+        if len(link.between) != 2 or None in link.between:
+            cables.sure = False
+            continue
+        a, b = (end or "" for end in link.between)
+        cables.sure &= a != b and a in draft.file.switches and b in draft.file.switches
         if a == b:
             message = f"the link joins {a} to itself"
             draft.problems.add(path, message, "name two different switches")
-        elif root(a) == root(b):
-            way = _way(neighbours, a, b, lambda _: True)
+        elif cables.groups.root(a) == cables.groups.root(b):
+            way = _way(cables.neighbours, a, b)
             loop = [number_of[frozenset(pair)] for pair in pairwise(way)]
             links = ", ".join(f"links[{n}]" for n in sorted([*loop, number])[:8])
             draft.problems.add(
@@ -75,27 +101,23 @@ def _cables(draft: Draft) -> dict[str, list[str]]:
                 "remove one of these links: physical switches run no spanning tree here",
             )
         else:
-            group[root(a)] = root(b)
-            neighbours[a].append(b)
-            neighbours[b].append(a)
+            cables.groups.join(a, b)
+            cables.neighbours[a].append(b)
+            cables.neighbours[b].append(a)
             number_of[frozenset((a, b))] = number
-    return neighbours
+    return cables
 
 
-def _way(
-    neighbours: dict[str, list[str]], start: str, goal: str, passes: Callable[[str], bool]
-) -> list[str]:
-    """The switches from start to goal by those that let pass; empty if there is no way."""
+def _way(neighbours: dict[str, list[str]], start: str, goal: str) -> list[str]:
+    """The switches from start to goal, which are joined."""
     before: dict[str, str] = {start: start}
     waiting = deque([start])
     while waiting and goal not in before:
         here = waiting.popleft()
         for there in neighbours.get(here, ()):
-            if there not in before and passes(there):
+            if there not in before:
                 before[there] = here
                 waiting.append(there)
-    if goal not in before:
-        return []
     way = [goal]
     while way[-1] != start:
         way.append(before[way[-1]])
@@ -192,68 +214,62 @@ def _entries(draft: Draft, host: str, name: str, vmk: Vmk) -> Iterator[_Vmotion]
                 yield _Vmotion(f"{name} of {host}", path, nic.switch, mtu, address.cidr)
 
 
-def _vmotion_paths(draft: Draft, neighbours: dict[str, list[str]]) -> None:
+def _vmotion_paths(draft: Draft, cables: _Cables) -> None:
     """Report vMotion vmks of one network that can't reach one another at their MTU."""
-    groups: dict[IPNetwork, list[_Vmotion]] = defaultdict(list)
+    networks: dict[IPNetwork, dict[str, list[_Vmotion]]] = defaultdict(lambda: defaultdict(list))
     for adapter in _vmotion_adapters(draft):
-        groups[adapter.network].append(adapter)
-    unsure = any(draft.is_broken("links", n) for n in range(len(draft.file.links)))
-    unsure |= bool({"links", "switches"} & draft.incomplete)
-    for network, adapters in groups.items():
-        joined = _join(neighbours, adapters, lambda _: True)
-        if len(joined) > 1 and not unsure:
-            first, second = joined[0][0], joined[1][0]
+        networks[adapter.network][cables.groups.root(adapter.switch)].append(adapter)
+    widths = {name: switch.mtu or MAX_MTU for name, switch in draft.file.switches.items()}
+    widest_first = sorted(widths, key=lambda name: -widths[name])
+    for network, joined in networks.items():
+        first, *others = (adapters[0] for adapters in joined.values())
+        for other in others if cables.sure else ():
             draft.problems.add(
-                second.path,
-                f"{second.label} has no cable to {first.label}, though both are in {network}:"
-                f" {second.switch} and {first.switch} are not linked",
+                other.path,
+                f"{other.label} has no cable to {first.label}, though both are in {network}:"
+                f" {other.switch} and {first.switch} are not linked",
                 "add a link, or use different networks and a router",
                 at_key=True,
             )
-        for group in joined:
-            _narrow(draft, neighbours, group)
+        for adapters in joined.values():
+            if len({adapter.switch for adapter in adapters}) > 1:
+                _narrow(draft, cables, adapters, widths, widest_first)
 
 
-def _narrow(draft: Draft, neighbours: dict[str, list[str]], adapters: list[_Vmotion]) -> None:
-    """Report the switches that divide adapters with a larger MTU than the switches have."""
-    for mtu in sorted({a.mtu for a in adapters}):
+def _narrow(
+    draft: Draft,
+    cables: _Cables,
+    adapters: list[_Vmotion],
+    widths: dict[str, int],
+    widest_first: list[str],
+) -> None:
+    """Report switches that divide adapters with a larger MTU than they have themselves.
 
-        def carries(switch: str, mtu: int = mtu) -> bool:
-            known = draft.file.switches.get(switch)
-            return known is None or known.mtu is None or known.mtu >= mtu
-
-        wide = [a for a in adapters if a.mtu >= mtu]
-        parts = _join(neighbours, wide, carries)
-        for part in parts[1:]:
-            first, other = parts[0][0], part[0]
-            way = _way(neighbours, first.switch, other.switch, lambda _: True)
-            narrow = next((s for s in way if not carries(s)), None)
-            if narrow is None:
-                continue
-            known = draft.file.switches[narrow].mtu
+    From the largest MTU down, the switches that carry it open; the adapters that send it
+    must then be joined by open switches.
+    """
+    closed = deque(widest_first)
+    open_switches: set[str] = set()
+    groups = _Groups()
+    parts: dict[str, _Vmotion] = {}
+    for mtu, level in groupby(sorted(adapters, key=lambda a: -a.mtu), key=lambda a: a.mtu):
+        while closed and widths[closed[0]] >= mtu:
+            switch = closed.popleft()
+            open_switches.add(switch)
+            for there in cables.neighbours.get(switch, ()):
+                if there in open_switches:
+                    groups.join(switch, there)
+        before, parts = parts, {}
+        for adapter in (*before.values(), *level):
+            parts.setdefault(groups.root(adapter.switch), adapter)
+        first, *others = parts.values()
+        for other in others:
+            way = _way(cables.neighbours, first.switch, other.switch)
+            narrow = next(s for s in way if widths.get(s, MAX_MTU) < mtu)
             draft.problems.add(
                 ("switches", narrow, "mtu"),
-                f"MTU {known} of {narrow} narrows the path from {first.label} to {other.label},"
-                f" which send {mtu}",
+                f"MTU {widths[narrow]} of {narrow} narrows the path from {first.label} to"
+                f" {other.label}, which send {mtu}",
                 f"raise it to {mtu}, or lower the MTU of the two vmks",
             )
-
-
-def _join(
-    neighbours: dict[str, list[str]], adapters: list[_Vmotion], passes: Callable[[str], bool]
-) -> list[list[_Vmotion]]:
-    """The adapters in groups, each of which the passing switches connect."""
-    part_of: dict[str, int] = {}
-    parts: list[list[_Vmotion]] = []
-    for adapter in adapters:
-        if adapter.switch not in part_of:
-            part_of[adapter.switch] = len(parts)
-            parts.append([])
-            waiting = [adapter.switch]
-            while waiting:
-                for there in neighbours.get(waiting.pop(), ()):
-                    if there not in part_of and passes(there):
-                        part_of[there] = len(parts) - 1
-                        waiting.append(there)
-        parts[part_of[adapter.switch]].append(adapter)
-    return parts
+        parts = {groups.root(first.switch): first}

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from testbed.topology.problems import Path, Refusal, shown
-from testbed.topology.tree import MAX_NODES, REFUSED, Node
+from testbed.topology.node import REFUSED, Node
+from testbed.topology.problems import Enough, Path, Refusal, shown
+from testbed.topology.tree import MAX_NODES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,6 +133,7 @@ class Expander:
         self.problems = problems
         self.incomplete: set[str] = set()
         self._nodes = 0
+        self._values = 0
 
     def expand(self, root: Node) -> Node:
         """The tree with a node for every name that a pattern stands for."""
@@ -151,7 +153,7 @@ class Expander:
             body = self._host_list(name, node) if section == "datastores" else node
             path = (section, name)
             try:
-                names = expand(name) if has_pattern(name) else [name]
+                names = self._expand(name) if has_pattern(name) else [name]
             except Refusal as refusal:
                 self.problems.add_at(
                     node.key_line, node.key_column, path, refusal.message, refusal.remedy
@@ -160,9 +162,7 @@ class Expander:
                 continue
             skip = ("hosts",) if section == "datastores" else ()
             varied = self._body(body, len(names), name if has_pattern(name) else "", path, skip)
-            if not self._afford(body, len(names), path):
-                self.incomplete.add(section)
-                break
+            self._afford(body, len(names), path)
             for number, one in enumerate(names):
                 if one in expanded:
                     again = f"{shown(name)} names {one} again" if one != name else f"{one} again"
@@ -187,15 +187,14 @@ class Expander:
             except Refusal:
                 count = 1  # reported where it stands, by _body
             varied = self._body(item, count, label, path, ())
-            if not self._afford(item, count, path):
-                break
+            self._afford(item, count, path)
             expanded += [varied.instance(item, number) for number in range(count)]
         return expanded
 
-    def _afford(self, body: Node, count: int, path: Path) -> bool:
+    def _afford(self, body: Node, count: int, path: Path) -> None:
         self._nodes += body.nodes * count
         if self._nodes <= MAX_NODES:
-            return True
+            return
         self.problems.add_at(
             body.key_line,
             body.key_column,
@@ -203,7 +202,18 @@ class Expander:
             f"the lab has more than {MAX_NODES} values once its patterns are expanded",
             "describe a smaller lab",
         )
-        return False
+        raise Enough
+
+    def _expand(self, text: str) -> list[str]:
+        if self._values <= MAX_NODES:
+            values = expand(text)
+            self._values += len(values)
+        if self._values > MAX_NODES:
+            raise Refusal(
+                f"with {shown(text)} the patterns stand for more than {MAX_NODES} values",
+                "describe a smaller lab",
+            )
+        return values
 
     def _body(self, node: Node, count: int, label: str, path: Path, skip: Sequence[str]) -> _Body:
         body = _Body(count, label)
@@ -236,7 +246,7 @@ class Expander:
         self, text: str, body: _Body, line: int, column: int, path: Path
     ) -> Sequence[str] | None:
         try:
-            values = expand(text)
+            values = self._expand(text)
         except Refusal as refusal:
             self.problems.add_at(line, column, path, refusal.message, refusal.remedy)
             return None
@@ -264,7 +274,7 @@ class Expander:
                 written.append(item)
                 continue
             try:
-                written += [replace(item, value=value) for value in expand(item.value)]
+                written += [replace(item, value=value) for value in self._expand(item.value)]
             except Refusal as refusal:
                 path = ("datastores", name, "hosts")
                 self.problems.add_at(item.line, item.column, path, refusal.message, refusal.remedy)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from difflib import get_close_matches
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
 from testbed.errors import Problem, TopologyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable
 
-    from testbed.topology.tree import Node
+    from testbed.topology.node import Node
 
 Path: TypeAlias = tuple[str | int, ...]
 
-MAX_PROBLEMS = 500
+MAX_PROBLEMS = 100
 MAX_PER_PLACE = 3  # a value repeated by a pattern repeats its mistake
 _MAX_SUGGESTIONS = 30  # each compares with every name there is
 _LONGEST_SHOWN = 60
+_DIGITS = re.compile("[0-9]+")  # what varies when a pattern repeats a mistake
 
 
 class Refusal(ValueError):  # noqa: N818
@@ -54,6 +57,10 @@ def dotted(path: Path) -> str:
     return text
 
 
+class Enough(Exception):  # noqa: N818
+    """The rest of the file isn't judged; what was found so far says why."""
+
+
 class Problems:
     """Collects mistakes against the tree of one file."""
 
@@ -68,7 +75,11 @@ class Problems:
         return len(self._found)
 
     def add(self, path: Path, message: str, remedy: str, *, at_key: bool = False) -> None:
-        """Report a mistake in the object at `path`, or the nearest one that the file has."""
+        """Report a mistake in the object at `path`, or the nearest one that the file has.
+
+        Raises:
+            Enough: there are more than anybody corrects in one go.
+        """
         node, path = self._find(path)
         line, column = (1, 1)
         if node is not None:
@@ -78,14 +89,27 @@ class Problems:
         self.add_at(line, column, path, message, remedy)
 
     def add_at(self, line: int, column: int, path: Path, message: str, remedy: str) -> None:
-        """Report a mistake at a place in the text."""
-        key = (line, column, message)
+        """Report a mistake at a place in the text.
+
+        Raises:
+            Enough: there are more than anybody corrects in one go.
+        """
+        key = (line, column, _DIGITS.sub("0", message))
         place = (line, column)
-        full = len(self._found) >= MAX_PROBLEMS or self._places[place] >= MAX_PER_PLACE
-        if key in self._found or full:
+        if key in self._found or self._places[place] >= MAX_PER_PLACE:
             return
+        if len(self._found) == MAX_PROBLEMS:
+            message, remedy = "there are more mistakes, here and elsewhere", "correct these first"
         self._places[place] += 1
         self._found[key] = Problem(self.file, line, column, dotted(path), message, remedy)
+        if len(self._found) > MAX_PROBLEMS:
+            raise Enough
+
+    def written(self, path: Path) -> str:
+        """A value as the file writes it."""
+        node, _ = self._find(path)
+        value = None if node is None else node.value
+        return shown(value) if isinstance(value, str) else "it"
 
     def nearest(self, name: str, known: Iterable[str]) -> str | None:
         """The known name that was probably meant."""
@@ -96,14 +120,14 @@ class Problems:
         near = get_close_matches(name.casefold(), folded, n=1)
         return folded[near[0]] if near else None
 
-    def did_you_mean(self, name: str, known: Sequence[str]) -> str:
+    def did_you_mean(self, name: str, known: Collection[str]) -> str:
         """A remedy for a name that doesn't exist: the nearest one, or those there are."""
         near = self.nearest(name, known)
         if near is not None:
             return f"did you mean {near}?"
         if not known:
             return "define it, there are none yet"
-        some = ", ".join(n for n in known[:8] if len(n) <= _LONGEST_SHOWN)
+        some = ", ".join(n for n in islice(known, 8) if len(n) <= _LONGEST_SHOWN)
         return f"there are {some}" + (f" and {len(known) - 8} more" if len(known) > 8 else "")
 
     def raise_if_any(self) -> None:

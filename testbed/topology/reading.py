@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 from pydantic import BaseModel
 
 from testbed.topology import later
-from testbed.topology.leaves import Leaf, OneOrMany
-from testbed.topology.problems import Path, Problems, Refusal, shown
+from testbed.topology.leaf import Leaf, OneOrMany
+from testbed.topology.node import REFUSED, Node, Refused, Scalar
+from testbed.topology.problems import Enough, Path, Problems, Refusal, shown
 from testbed.topology.schema import TopologyFile
-from testbed.topology.tree import REFUSED, Node, Refused, Scalar
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -33,11 +33,15 @@ class Reader:
         self.broken: set[Path] = set()
         self._kinds: dict[type[BaseModel], dict[str, _Kind]] = {}
 
-    def read(self, root: Node) -> TopologyFile | None:
-        """The whole file; None if it is no mapping at all."""
+    def read(self, root: Node) -> TopologyFile:
+        """The whole file.
+
+        Raises:
+            Enough: it is no mapping at all.
+        """
         if not isinstance(root.value, dict):
             self._wrong_kind(root, (), "a mapping (name: quickstart ...)")
-            return None
+            raise Enough
         return cast("TopologyFile", self._object(root, TopologyFile, (), ()))
 
     def _object(

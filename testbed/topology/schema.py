@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from testbed.topology import leaves
-from testbed.topology.leaves import OneOrMany
+from testbed.topology.leaf import OneOrMany
 
 
 class FileObject(BaseModel):
@@ -246,6 +246,8 @@ def _tidy(schema: dict[str, Any]) -> None:
             of.pop("title", None)
             if of.get("default", "") is None:
                 del of["default"]
+            elif isinstance(of.get("default"), dict):
+                of["default"] = {k: v for k, v in of["default"].items() if v is not None}
             for pattern, values in of.pop("patternProperties", {}).items():
                 of["propertyNames"] = {"pattern": pattern}
                 of["additionalProperties"] = values

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from testbed.topology.problems import Path, shown
+from testbed.topology.node import Node, Scalar
+from testbed.topology.problems import Enough, Path, shown
 
 if TYPE_CHECKING:
     from testbed.topology.problems import Problems
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
-MAX_NODES = 50_000
+MAX_NODES = 25_000
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -28,27 +29,6 @@ _DECIMAL = re.compile(r"[-+]?[0-9]{1,18}")
 _OCTAL = re.compile(r"0o[0-7]{1,18}")
 _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-
-
-class Refused:
-    """The value of a node whose mistake is already reported; nobody reports it again."""
-
-
-REFUSED = Refused()
-Scalar: TypeAlias = str | int | float | bool | None
-
-
-@dataclass(slots=True)
-class Node:
-    """A value and its place. `key_line` and `key_column` are its key's, or its own."""
-
-    value: Scalar | Refused | list[Node] | dict[str, Node]
-    line: int
-    column: int
-    key_line: int
-    key_column: int
-    nodes: int = 1
-    height: int = 1
 
 
 def resolve_scalar(text: str) -> Scalar:
@@ -69,10 +49,6 @@ def resolve_scalar(text: str) -> Scalar:
     if _FLOAT.fullmatch(text) and len(text) <= 40:
         return float(text)
     return text
-
-
-class _Stop(Exception):  # noqa: N818
-    """The rest of the file can't be judged; the reason is reported."""
 
 
 @dataclass(slots=True)
@@ -96,13 +72,11 @@ class _Builder:
         self.stack: list[_Open] = []
         self.anchors: dict[str, Node] = {}
 
-    def build(self, text: str) -> Node | None:
+    def build(self, text: str) -> Node:
         loader = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
         try:
             for event in yaml.parse(text, Loader=loader):
                 self.take(event)
-        except _Stop:
-            return None
         except yaml.reader.ReaderError as error:
             before = text[: error.position]
             self.refuse(
@@ -111,7 +85,7 @@ class _Builder:
                 f"character U+{_code(error.character):04X} is not allowed in YAML",
                 "remove it",
             )
-            return None
+            raise Enough from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             context = f" {error.context}" if error.context else ""
@@ -121,12 +95,13 @@ class _Builder:
                 f"not YAML:{context} {error.problem or ''}{_line_of(text, mark)}",
                 "correct the syntax here or just above",
             )
-            return None
+            raise Enough from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             self.refuse(1, 1, f"not YAML: {shown(str(error))}", "correct the syntax")
-            return None
+            raise Enough from None
         if self.root is None:
             self.refuse(1, 1, "the file is empty", "describe a lab, as topologies/quickstart.yaml")
+            raise Enough
         return self.root
 
     def refuse(self, line: int, column: int, message: str, remedy: str) -> None:
@@ -134,7 +109,7 @@ class _Builder:
 
     def stop(self, event: Any, message: str, remedy: str) -> None:
         self.refuse(event.start_mark.line + 1, event.start_mark.column + 1, message, remedy)
-        raise _Stop
+        raise Enough
 
     def here(self) -> Path:
         if not self.stack:
@@ -272,11 +247,14 @@ def _line_of(text: str, mark: Any) -> str:
     return f", in {shown(line)}" if line else ""
 
 
-def compose(text: str, problems: Problems) -> Node | None:
-    """The tree of one YAML document; None if a mistake ends the reading.
+def compose(text: str, problems: Problems) -> Node:
+    """The tree of one YAML document.
 
     Args:
         text: the document, at most `MAX_BYTES` long (the caller's check).
         problems: takes every mistake, with its place.
+
+    Raises:
+        Enough: there is no tree; the reason is among the problems.
     """
     return _Builder(problems).build(text)

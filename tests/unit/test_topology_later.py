@@ -1,0 +1,75 @@
+"""What isn't built yet is refused with its reason, not accepted and not called unknown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from testbed.errors import TopologyError
+from testbed.topology import later, loads
+
+
+def nested(shape: later.Shape, value: object) -> Any:
+    """A file that holds only the key at this shape."""
+    if not shape:
+        return value
+    first, rest = shape[0], shape[1:]
+    if first == "*":
+        return {"vmnic0": nested(rest, value)}
+    inner = nested(rest, value)
+    if first == "links" or (first == "nics" and value == "in a VM"):
+        inner = [next(iter(inner.values()))]
+    return {first: inner}
+
+
+def refusals(text: str) -> list[str]:
+    with pytest.raises(TopologyError) as error:
+        loads(text, "f")
+    return [str(p) for p in error.value.problems if "not built yet" in p.message]
+
+
+@pytest.mark.parametrize("shape", later.KEYS, ids=".".join)
+def test_a_key_to_come_is_refused_with_its_reason(shape: later.Shape) -> None:
+    in_vm = shape[0] == "vms"
+    text = yaml.safe_dump({"name": "x", **nested(shape, "in a VM" if in_vm else 1)})
+    (refusal,) = refusals(text)
+    assert f"{shape[-1]} is not built yet: {later.KEYS[shape]}; remove it" in refusal
+    assert "unknown key" not in refusal
+
+
+@pytest.mark.parametrize("service", later.SERVICES)
+def test_a_service_to_come_is_refused_with_its_reason(service: str) -> None:
+    (refusal,) = refusals(f"name: x\nhosts: {{h: {{vmks: {{vmk0: {{services: [{service}]}}}}}}}}")
+    assert service in refusal
+    assert later.SERVICES[service] in refusal
+
+
+@pytest.mark.parametrize("kind", later.WORKLOADS)
+def test_a_workload_to_come_is_refused_with_its_reason(kind: str) -> None:
+    (refusal,) = refusals(f"name: x\nvms: {{v: {{workload: {{kind: {kind}}}}}}}")
+    assert kind in refusal
+    assert later.WORKLOADS[kind] in refusal
+
+
+TEAM = """\
+name: team
+switches: {tor: {}}
+distributed_switches: {D: {uplinks: [u1, u2]}}
+hosts:
+  h1:
+    cpu: {cores: 1}
+    memory: 1GiB
+    nics: {vmnic0: {switch: tor, %s}, vmnic1: {switch: tor, %s}}
+    vswitches: {vSwitch0: {uplinks: [%s]}}
+"""
+
+
+@pytest.mark.parametrize(
+    "fill", [("uplink: D/u1", "uplink: D/u2", ""), ("mtu: 1500", "mtu: 1500", "vmnic0, vmnic1")]
+)
+def test_teaming_is_refused_on_both_kinds_of_switch(fill: tuple[str, str, str]) -> None:
+    (refusal,) = refusals(TEAM % fill)
+    assert "vmnic1" in refusal
+    assert later.TEAMING in refusal
