@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from pathlib import Path
+from typing import Any
 
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -56,6 +60,7 @@ def judge(text: str) -> None:
         assert "\n" not in str(refusal)
 
 
+@settings(deadline=None)
 @given(st.text())
 @example("\ud800")
 @example("a: !")
@@ -67,12 +72,50 @@ def test_any_text(text: str) -> None:
     judge(text)
 
 
+@settings(deadline=None)
 @given(st.text(":-[]{},&*!|>'\"%@#?ab \n\t", max_size=80))
 def test_any_text_of_yamls_characters(text: str) -> None:
     judge(text)
 
 
 @given(FILES | DATA)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_nested_data(data: object) -> None:
     judge(json.dumps(data))
+
+
+def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    items: list[tuple[str | int, object]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    return [path] + [p for key, below in items for p in places(below, (*path, key))]
+
+
+LABS = [
+    yaml.safe_load(path.read_text().replace("1/10", '"1/10"'))
+    for path in sorted((Path(__file__).parents[2] / "topologies").glob("*.yaml"))
+]
+SPOTS = [(number, path) for number, lab in enumerate(LABS) for path in places(lab) if path]
+
+
+@given(st.lists(st.tuples(st.sampled_from(SPOTS), DATA | st.just(...)), min_size=1, max_size=3))
+@settings(max_examples=400, deadline=None)
+def test_a_good_file_with_any_values_replaced_or_left_out(changes: list[Any]) -> None:
+    number = changes[0][0][0]
+    lab = copy.deepcopy(LABS[number])
+    for (other, path), value in changes:
+        if other != number:
+            continue
+        holder = lab
+        try:
+            for part in path[:-1]:
+                holder = holder[part]
+            if value is ...:
+                del holder[path[-1]]
+            else:
+                holder[path[-1]] = value
+        except (KeyError, IndexError, TypeError):
+            continue
+    judge(json.dumps(lab))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.topology.patterns import MAX_VALUES, expand
@@ -52,6 +52,7 @@ def test_a_wrong_pattern_is_refused_and_shown(pattern: str) -> None:
     assert refusal.value.remedy
 
 
+@settings(deadline=None)
 @given(
     prefix=st.text("abc-", max_size=5),
     first=st.integers(0, 900),
@@ -69,6 +70,7 @@ def test_a_padded_range_has_every_number_once(
     assert {len(v) for v in values} == {len(prefix) + width + len(suffix)}
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4), max_size=4))
 def test_several_brackets_multiply(brackets: list[list[str]]) -> None:
     pattern = "n" + "".join(f"[{','.join(items)}]" for items in brackets)
@@ -80,6 +82,7 @@ def test_several_brackets_multiply(brackets: list[list[str]]) -> None:
     assert set(values) >= {"n" + "".join(items[0] for items in brackets)}
 
 
+@settings(deadline=None)
 @given(st.text("ab0129-,[]", max_size=30))
 def test_any_text_is_expanded_within_bounds_or_refused(text: str) -> None:
     try:

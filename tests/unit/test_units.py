@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed import units
@@ -72,6 +72,7 @@ def test_nonsense_is_refused_in_a_short_message(parse: object, text: str) -> Non
 
 
 @pytest.mark.parametrize("parse", PARSERS)
+@settings(deadline=None)
 @given(text=st.text())
 def test_any_text_is_a_quantity_or_a_value_error(parse: object, text: str) -> None:
     try:
@@ -86,6 +87,7 @@ def test_a_fraction_of_a_bit_is_refused() -> None:
         units.parse_rate_bps("1.5bps")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**12))
 def test_whole_bytes_survive_the_way_through_text(size_bytes: int) -> None:
     assert units.parse_size_bytes(f"{size_bytes}B") == size_bytes
