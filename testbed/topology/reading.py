@@ -231,7 +231,7 @@ class _Kind:
             return "{" + ", ".join(inner) + "}"
         if self.origin is tuple:
             return f"[{self.items[0].example()}]"
-        examples = self.leaf.schema.get("examples") or self.leaf.schema.get("enum") or ["..."]
+        examples = self.leaf.schema.get("examples") or self.leaf.schema.get("enum") or ["NAME"]
         return str(examples[0])
 
 
