@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,13 +99,16 @@ class LabDirectory:
             if not self.path.exists():
                 self.lock_file.unlink(missing_ok=True)
             os.close(descriptor)
-            if self.root.exists() and not any(self.root.iterdir()):
-                self._remove_root()
+            with suppress(OSError):
+                self.root.rmdir()  # unless another lab is there
 
     def _try_lock(self) -> int | None:
         """The locked descriptor, or None while another holds it or has just unlinked it."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return None  # the root has just gone
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), self.lock_file.stat()):
@@ -114,12 +117,6 @@ class LabDirectory:
             pass
         os.close(descriptor)
         return None
-
-    def _remove_root(self) -> None:
-        try:
-            self.root.rmdir()
-        except OSError:
-            return  # another lab has just come
 
 
 def labs(root: Path = RUN_DIRECTORY) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from testbed.errors import InputError, LabError
 from testbed.kernel import netns as namespaces
+from testbed.kernel import syscalls
 from testbed.lab.directory import LabDirectory, labs
 from testbed.lab.journal import Journal
 from testbed.plan.steps import Netns
@@ -63,7 +64,8 @@ def replace_process(netns: str, command: Sequence[str], environment: dict[str, s
         InputError: there is no such program.
     """
     namespaces.enter(netns)
-    namespaces.show_in_sysfs()
+    syscalls.own_mounts()
+    syscalls.mount_own_sysfs()
     try:
         os.execvpe(command[0], list(command), os.environ | environment)  # noqa: S606
     except OSError as error:

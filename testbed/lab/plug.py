@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from testbed.kernel.port import Announcer, PortSwitch
+from testbed.kernel.port import ANNOUNCEMENTS, PortSwitch, announce, announcer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,18 +15,27 @@ if TYPE_CHECKING:
 class Plug:
     """Ports and announcers of a VM's NICs, opened beforehand: in the stun only messages are sent.
 
+    The ports are the host's ends of the VM's wires, so the NIC keeps its carrier.
+
     Args:
+        host_netns: the host's namespace.
+        ports: the wires' ends in it.
         vm_netns: the VM's namespace.
-        wires: the ends, there, of the wires to this host.
         nics: (name, MAC) of each NIC.
     """
 
     def __init__(
-        self, vm_netns: str, wires: Sequence[str], nics: Sequence[tuple[str, str]]
+        self,
+        host_netns: str,
+        ports: Sequence[str],
+        vm_netns: str,
+        nics: Sequence[tuple[str, str]],
     ) -> None:
         with ExitStack() as undo:
-            self._ports = [undo.enter_context(PortSwitch(vm_netns, wire)) for wire in wires]
-            self._announcers = [undo.enter_context(Announcer(vm_netns, *nic)) for nic in nics]
+            self._ports = [undo.enter_context(PortSwitch(host_netns, port)) for port in ports]
+            self._announcers = [
+                (undo.enter_context(announcer(vm_netns, name)), mac) for name, mac in nics
+            ]
             self._undo = undo.pop_all()
 
     def close(self) -> None:
@@ -42,13 +51,13 @@ class Plug:
     def open_and_announce(self) -> None:
         """Let traffic pass and say, once, that the VM is here now."""
         self.open()
-        for announcer in self._announcers:
-            announcer.send()
+        for opened, mac in self._announcers:
+            announce(opened, mac, count=1)
 
     def announce_again(self) -> None:
-        """Say it again, a few times within 100 ms: the first may have been lost."""
-        for announcer in self._announcers:
-            announcer.repeat()
+        """Say it again within 100 ms: the first may have been lost."""
+        for opened, mac in self._announcers:
+            announce(opened, mac, count=ANNOUNCEMENTS - 1)
 
     def __enter__(self) -> Plug:
         return self

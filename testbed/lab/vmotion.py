@@ -100,7 +100,7 @@ class _Move:
                 replace(old, state="changing", plan=Plan(plan.lab, (*old.plan.steps, *made)))
             )
             stack.callback(estate.write_journal, old)
-            builder.build([replace(wire, a=replace(wire.a, forwarding=False)) for wire in made])
+            builder.build([replace(wire, b=replace(wire.b, forwarding=False)) for wire in made])
             stack.callback(undo.remove, made)
             arriving = await estate.spawn(step)
             stack.push_async_callback(arriving.end)
@@ -143,8 +143,8 @@ class _Move:
     async def _transfer(self, arriving: Child, made: list[Veth], gone: list[Veth]) -> Outcome:
         """Let the two ends work, and find out which of them has the guest."""
         spec, nics, leaving = self._spec(), self._nics(), self.running.channel
-        there = {"spec": spec, "nics": nics, "wires": [wire.a.name for wire in made]}
-        here = {"spec": spec, "nics": nics, "wires": [wire.a.name for wire in gone]}
+        there = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
+        here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
         async with leaving.conversation:
             arriving.send({"command": "receive", **there})
             checked(await arriving.receive(PREPARE_DEADLINE_S))

@@ -49,12 +49,13 @@ def run(control: socket.socket, *, supervisor: int, vm: str, vm_netns: str, host
         os._exit(1)  # it died before the kernel could be told
     libc.prctl(_PR_SET_NAME, f"vmx-{vm}".encode()[:15], 0, 0, 0)
     netns.enter(host)
-    _Vmx(LineSocket(control), vm_netns).serve()
+    _Vmx(LineSocket(control), host, vm_netns).serve()
 
 
 class _Vmx:
-    def __init__(self, control: LineSocket, vm_netns: str) -> None:
+    def __init__(self, control: LineSocket, host_netns: str, vm_netns: str) -> None:
         self._control = control
+        self._host_netns = host_netns
         self._vm_netns = vm_netns
         self._guest: Guest | None = None
         self._told_of_trouble = False
@@ -112,6 +113,9 @@ class _Vmx:
         """What each vCPU does first: the VM's network is its own."""
         netns.enter(self._vm_netns)
 
+    def _plug(self, message: Message) -> Plug:
+        return Plug(self._host_netns, message["ports"], self._vm_netns, message["nics"])
+
     # -- commands -------------------------------------------------------------------------
 
     def _power_on(self, message: Message) -> Message:
@@ -132,7 +136,7 @@ class _Vmx:
 
     def _migrate(self, message: Message) -> Message:
         guest = self._need_guest()
-        with Plug(self._vm_netns, message["wires"], message["nics"]) as plug:
+        with self._plug(message) as plug:
             hooks = source.SourceHooks(
                 cut=plug.close, uncut=plug.open, progress=self._progress, cancelled=self._cancelled
             )
@@ -150,14 +154,14 @@ class _Vmx:
         return message is not None and message.get("command") == "cancel"
 
     def _take_back(self, message: Message) -> Message:
-        with Plug(self._vm_netns, message["wires"], message["nics"]) as plug:
+        with self._plug(message) as plug:
             source.take_back(self._need_guest(), source.SourceHooks(uncut=plug.open))
         return {"event": "running"}
 
     def _receive(self, message: Message) -> Message:
         spec = _migration_spec(message["spec"])
         with (
-            Plug(self._vm_netns, message["wires"], message["nics"]) as plug,
+            self._plug(message) as plug,
             destination.Destination(spec, self._enter_vm) as prepared,
         ):
             self._control.send({"event": "listening"})
@@ -171,7 +175,7 @@ class _Vmx:
 
     def _hold(self, prepared: destination.Destination) -> None:
         """Wait, with both guests at rest, until the memories have been compared."""
-        self._control.send({"event": "loaded", "memory_fd": prepared.memory_fd})
+        self._control.send({"event": "loaded", "memory_fd": prepared.guest.memory.fd})
         while (message := self._control.receive()) is None or message["command"] != "go":
             pass
 

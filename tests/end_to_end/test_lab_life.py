@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from testbed import topology as topologies
+from testbed.kernel import netns
 from testbed.lab.cpus import cpu_count
 from testbed.lab.directory import LabDirectory
 from testbed.lab.down import down
@@ -24,6 +24,7 @@ from tests.end_to_end.labs import run, small_topology, status, vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from testbed.plan.steps import Step
 
@@ -49,7 +50,7 @@ def lab(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 def namespaces(name: str) -> list[str]:
-    return [n for n in os.listdir("/run/netns") if n.startswith(f"tb.{name}.")]  # noqa: PTH208
+    return [n for n in netns.names() if n.startswith(f"tb.{name}.")]
 
 
 def wait_until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
@@ -63,12 +64,12 @@ def test_up_twice_changes_nothing_and_down_removes_all(lab: Callable[..., Path])
     file = lab("twice", **SMALLEST)
     assert "is up" in run("up", file).stdout
     before = status("twice")
-    inodes = {n: os.stat(f"/run/netns/{n}").st_ino for n in namespaces("twice")}
+    inodes = {n: netns.identity(n) for n in namespaces("twice")}
     assert len(inodes) == 5
     assert "nothing changed" in run("up", file).stdout
     after = status("twice")
     assert after["supervisor_pid"] == before["supervisor_pid"]
-    assert {n: os.stat(f"/run/netns/{n}").st_ino for n in namespaces("twice")} == inodes
+    assert {n: netns.identity(n) for n in namespaces("twice")} == inodes
     run("down", "twice")
     assert not namespaces("twice")
     assert not LabDirectory("twice").path.exists()
@@ -114,7 +115,7 @@ def test_up_stopped_half_way(lab: Callable[..., Path], number: signal.Signals) -
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: LabDirectory("halfway").journal.exists())
+    wait_until(LabDirectory("halfway").journal.exists)
     process.send_signal(number)
     process.wait(30)
     if number == signal.SIGKILL:

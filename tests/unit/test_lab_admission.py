@@ -1,0 +1,114 @@
+"""Which migrations are refused, with every reason at once, and which path they take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from testbed import topology as topologies
+from testbed.errors import InputError, LabError
+from testbed.lab.adapters import adapter, adapters, common_addresses
+from testbed.lab.admission import reasons_against, vmotion_path
+from testbed.lab.path import find_path
+from testbed.plan.compile import compile_plan
+
+if TYPE_CHECKING:
+    from testbed.topology.model import Topology
+
+TEXT = """\
+name: admission
+switches: {core: {mtu: 9000}, "tor-[a,b,c]": {mtu: 9000}}
+links:
+  - {between: [tor-a, core], rate: 40Gbit}
+  - {between: [tor-b, core], rate: 5Gbit}
+datastores: {shared01: {hosts: [esx01, esx02]}}
+distributed_switches:
+  DSwitch: {mtu: 9000, uplinks: [uplink1], portgroups: {vMotion: {}, VM-Network: {}}}
+hosts:
+  "esx[01-02]":
+    cpu: {cores: 4}
+    memory: 4GiB
+    nics: {vmnic0: {switch: "tor-[a,b]", rate: 10Gbit, mtu: 9000, uplink: DSwitch/uplink1}}
+    vmks:
+      vmk1:
+        portgroup: vMotion
+        ip: ["192.168.20.[11-12]/24", "fd00:20::[11-12]/64"]
+        services: [vmotion]
+        mtu: 9000
+  esx03:
+    cpu: {cores: 1}
+    memory: 1GiB
+    nics: {vmnic0: {switch: tor-c, rate: 10Gbit, mtu: 1500}}
+    vswitches: {vSwitch0: {mtu: 1500, uplinks: [vmnic0], portgroups: {Other: {}}}}
+vms:
+  db01:
+    host: esx01
+    memory: 2GiB
+    vcpus: 2
+    datastore: shared01
+    nics: [{portgroup: VM-Network, ip: "192.168.10.50/24"}]
+"""
+
+
+@pytest.fixture(scope="module")
+def topology() -> Topology:
+    return topologies.loads(TEXT, "admission.yaml")
+
+
+def test_a_move_that_may_be_made(topology: Topology) -> None:
+    assert reasons_against(topology, {}, topology.vm("db01"), topology.host("esx02")) == ()
+
+
+def test_a_move_to_where_it_is(topology: Topology) -> None:
+    (reason,) = reasons_against(topology, {}, topology.vm("db01"), topology.host("esx01"))
+    assert "runs on esx01 already" in reason
+    placed = {"db01": "esx02"}
+    assert reasons_against(topology, placed, topology.vm("db01"), topology.host("esx01")) == ()
+
+
+def test_every_reason_is_given_at_once(topology: Topology) -> None:
+    reasons = reasons_against(topology, {}, topology.vm("db01"), topology.host("esx03"))
+    for word in ("1 GiB of memory free", "1 cores", "shared01", "'VM-Network'", "vmotion service"):
+        assert any(word in reason for reason in reasons), word
+    assert len(reasons) == 5
+
+
+def test_room_counts_what_has_moved_there(topology: Topology) -> None:
+    two = topologies.loads(
+        TEXT.replace("  db01:", '  "db[01-02]":').replace("host: esx01", 'host: "esx[01-02]"')
+        .replace("10.50/24", "10.[50-51]/24").replace("memory: 4GiB", "memory: 3GiB"),
+        "two.yaml",
+    )  # fmt: skip
+    (reason,) = reasons_against(two, {}, two.vm("db01"), two.host("esx02"))
+    assert "1 GiB of memory free" in reason
+    assert reasons_against(two, {"db02": "esx01"}, two.vm("db01"), two.host("esx02")) == ()
+
+
+def test_the_vmotion_path_and_its_slowest_link(topology: Topology) -> None:
+    path = vmotion_path(topology.host("esx01"), topology.host("esx02"))
+    assert (path.source_address, path.destination_address) == ("192.168.20.11", "192.168.20.12")
+    physical = find_path(topology, ("esx01", "vmk1"), ("esx02", "vmk1"), path.mtu)
+    assert physical is not None
+    assert physical.nodes == ("tor-a", "core", "tor-b")
+    assert physical.rate_bps == 5 * 10**9
+    # 5 Gb/s of jumbo frames: 8948 of 9038 bytes of line time are TCP payload.
+    assert physical.goodput_bps(4) == 5 * 10**9 * 8948 // 9038
+
+
+def test_no_vmotion_adapter_no_path(topology: Topology) -> None:
+    with pytest.raises(LabError, match="no address"):
+        vmotion_path(topology.host("esx01"), topology.host("esx03"))
+
+
+def test_adapters_by_name(topology: Topology) -> None:
+    plan = compile_plan(topology, cpus=2)
+    assert set(adapters(plan)) == {"esx01/vmk1", "esx02/vmk1", "db01/eth0"}
+    assert adapter(plan, "esx01/vmk1").addresses == (("192.168.20.11", 4), ("fd00:20::11", 6))
+    assert adapter(plan, "db01") == adapter(plan, "db01/eth0")
+    with pytest.raises(InputError, match="esx01/vmk1"):
+        adapter(plan, "esx01/vmk7")
+    assert common_addresses(adapter(plan, "esx01"), adapter(plan, "db01")) == (
+        "192.168.20.11",
+        "192.168.10.50",
+    )
