@@ -121,6 +121,8 @@ class MigrationResult:
     """One migration with its whole input, for the store.
 
     `scale_divisor` is k of a scale of 1/k: nominal sizes and rates are k times those here.
+    `path_goodput_bps` is the TCP payload that the path's slowest link can carry
+    (testbed.measure.theory); None if no link of the path is shaped.
     """
 
     schema_version: int
@@ -142,3 +144,4 @@ class MigrationResult:
     failure: Failure | None
     engine: EngineReport | None
     verification: Verification | None
+    path_goodput_bps: int | None = None

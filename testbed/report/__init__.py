@@ -1,0 +1,1 @@
+"""Results: stored as JSON, told in tables, charted on a page."""

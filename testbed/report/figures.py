@@ -1,0 +1,188 @@
+"""What a result amounts to: the figures that the table, the page and the charts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from testbed.units import format_byte_rate, format_duration, format_rate, format_size
+
+if TYPE_CHECKING:
+    from testbed.report.result import EngineReport, Iteration, MigrationResult
+
+COLUMNS = ("Phase", "Pages", "Size", "Duration", "Throughput", "Dirty pages", "Dirty rate")
+MOST_POINTS = 240
+"""Points of a chart: more than one per three pixels shows noise, not the course."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the summary: what, how much, and how it was measured."""
+
+    name: str
+    value: str
+    measured: str
+
+
+def precopy(engine: EngineReport) -> tuple[Iteration, ...]:
+    """The rounds copied while the guest ran."""
+    return tuple(iteration for iteration in engine.iterations if not iteration.stunned)
+
+
+def precopy_ns(engine: EngineReport) -> int:
+    """From the begin of the first round to the end of the last one while the guest ran."""
+    rounds = precopy(engine)
+    return rounds[-1].at_ns + rounds[-1].duration_ns - rounds[0].at_ns if rounds else 0
+
+
+def copying_bps(engine: EngineReport) -> float:
+    """Page contents per second while copying, all pre-copy rounds together."""
+    rounds = precopy(engine)
+    spent_ns = sum(iteration.duration_ns for iteration in rounds)
+    return sum(i.memory_bytes for i in rounds) * 8e9 / spent_ns if spent_ns else 0.0
+
+
+def wire_bps(engine: EngineReport) -> float:
+    """All that the sockets carried per second while copying, own headers included."""
+    rounds = precopy(engine)
+    spent_ns = sum(iteration.duration_ns for iteration in rounds)
+    return sum(i.wire_bytes for i in rounds) * 8e9 / spent_ns if spent_ns else 0.0
+
+
+def throughput_series(engine: EngineReport) -> list[tuple[int, int, float]]:
+    """(begin, end, bits per second) between samples, thinned to what a chart can show."""
+    samples = engine.samples
+    if len(samples) < 2:
+        return [(i.at_ns, i.at_ns + i.duration_ns, i.throughput_bps) for i in engine.iterations]
+    least_ns = max(1, (samples[-1].at_ns - samples[0].at_ns) // MOST_POINTS)
+    series, last = [], samples[0]
+    for sample in samples[1:]:
+        span_ns = sample.at_ns - last.at_ns
+        if span_ns >= least_ns or (sample is samples[-1] and span_ns > 0):
+            delivered = sample.acknowledged_bytes - last.acknowledged_bytes
+            series.append((last.at_ns, sample.at_ns, max(0, delivered) * 8e9 / span_ns))
+            last = sample
+    return series
+
+
+def verdict(result: MigrationResult) -> str:
+    """One sentence: what happened."""
+    move = f"{result.guest.name} from {result.source} to {result.destination}"
+    if result.failure is not None:
+        return f"Moving {move} failed in phase {result.failure.phase}: {result.failure.cause}."
+    assert result.engine is not None
+    told = f"Moved {move} in {format_duration(result.engine.total_ns)}."
+    if result.verification is not None and result.verification.pages_different:
+        told += f" But {result.verification.pages_different:,} pages differ: the copy is wrong."
+    return told
+
+
+def succeeded(result: MigrationResult) -> bool:
+    """Whether the guest arrived, with every page that was compared."""
+    differ = result.verification is not None and result.verification.pages_different > 0
+    return result.outcome == "completed" and not differ
+
+
+def nominal(result: MigrationResult, value: float, text: str, unit: str) -> str:
+    """`text`, and beside it the nominal figure where the lab is scaled down."""
+    if result.scale_divisor == 1:
+        return text
+    show = {"rate": format_rate, "size": format_size, "byte rate": format_byte_rate}[unit]
+    return f"{text} (nominal {show(value * result.scale_divisor)})"
+
+
+def iteration_cells(result: MigrationResult, iteration: Iteration) -> tuple[str, ...]:
+    """One row of the table of iterations, as text."""
+    size, rate = iteration.memory_bytes, iteration.throughput_bps
+    dirty = iteration.dirty_rate_bytes_per_s
+    return (
+        f"{iteration.number}{' stun' if iteration.stunned else ''}",
+        f"{iteration.pages:,}",
+        nominal(result, size, format_size(size), "size"),
+        format_duration(iteration.duration_ns),
+        nominal(result, rate, format_rate(rate), "rate"),
+        "-" if iteration.stunned else f"{iteration.dirty_pages:,}",
+        "-" if iteration.stunned else nominal(result, dirty, format_byte_rate(dirty), "byte rate"),
+    )
+
+
+def summary(result: MigrationResult) -> list[Figure]:
+    """The figures of a result, most important first."""
+    guest, engine = result.guest, result.engine
+    memory = nominal(result, guest.memory_bytes, format_size(guest.memory_bytes), "size")
+    found = [Figure("Guest memory", memory, "as configured, after scale")]
+    if engine is not None:
+        found += _engine_figures(result, engine)
+    if result.verification is not None:
+        compared, different = (
+            result.verification.pages_compared,
+            result.verification.pages_different,
+        )
+        found.append(
+            Figure(
+                "Verification",
+                f"{different} of {compared} pages differ",
+                "both memories compared at rest, page by page, by a reader that took no part",
+            )
+        )
+    else:
+        found.append(Figure("Verification", "not asked for", "migrate --verify compares"))
+    return found
+
+
+def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figure]:
+    held = "not measured: the guest was held for verification"
+    if result.failure is not None:
+        held = "not measured: the migration failed"
+    copied, carried = copying_bps(engine), wire_bps(engine)
+    rounds = len(precopy(engine))
+    found = [
+        Figure(
+            "Total time",
+            format_duration(engine.total_ns),
+            "from the command's acceptance to the last answer of the destination",
+        ),
+        Figure(
+            "Pre-copy",
+            f"{format_duration(precopy_ns(engine))}, {rounds} round{'s' * (rounds != 1)}",
+            "first page sent to last round acknowledged, guest running",
+        ),
+        Figure(
+            "Stun",
+            held if engine.stun_ns is None else format_duration(engine.stun_ns),
+            "the guest's port cut at the source until every vCPU runs at the destination; "
+            f"switchover goal {format_duration(result.switchover_goal_ns)}",
+        ),
+        Figure(
+            "Gap the guest saw",
+            held if engine.guest_gap_ns is None else format_duration(engine.guest_gap_ns),
+            "the guest's own heartbeat: last at the source to first at the destination",
+        ),
+        Figure(
+            "Throughput while copying",
+            nominal(result, copied, format_rate(copied), "rate"),
+            "page contents of all pre-copy rounds / their time, acknowledged by the destination",
+        ),
+    ]
+    if result.path_goodput_bps:
+        goodput = result.path_goodput_bps
+        found.append(
+            Figure(
+                "Share of the path",
+                f"{carried / goodput:.1%} of the {format_rate(goodput)} it can carry",
+                "all that the sockets carried, own headers included / link rate less Ethernet, "
+                "IP and TCP headers",
+            )
+        )
+    retransmitted = sum(stream.retransmitted_segments for stream in engine.streams)
+    found.append(Figure("Retransmitted segments", f"{retransmitted:,}", "TCP_INFO at the end"))
+    cpu_ns = engine.source_cpu_ns + engine.destination_cpu_ns
+    found.append(
+        Figure(
+            "CPU time, both ends",
+            f"{format_duration(engine.source_cpu_ns)} + "
+            f"{format_duration(engine.destination_cpu_ns)} = {format_duration(cpu_ns)}",
+            "user and system time of the engine's processes",
+        )
+    )
+    return found

@@ -1,0 +1,186 @@
+"""A result as one self-contained HTML page: charts, tables and the whole input."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from testbed.report import svg
+from testbed.report.charts import pages_chart, throughput_chart
+from testbed.report.figures import COLUMNS, iteration_cells, succeeded, summary, verdict
+from testbed.report.files import write_whole
+from testbed.report.style import CSS, SCRIPT
+from testbed.units import format_byte_rate, format_duration, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from testbed.report.result import EngineReport, MigrationResult
+
+TILES = ("Total time", "Throughput while copying", "Stun", "Verification")
+
+
+def write_page(result: MigrationResult, path: Path | str) -> None:
+    """Writes the page, whole or not at all, over an older one of that name.
+
+    Raises:
+        InputError: the place can't be written.
+    """
+    write_whole(Path(path), render(result))
+
+
+def render(result: MigrationResult) -> str:
+    """The page: needs no network, and works without its script. All text is escaped."""
+    title = f"{result.guest.name}: {result.source} to {result.destination}"
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    body = "\n".join((*_head(result, title), *_charts(result), *_tables(result), *_input(result)))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{escape(title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+{body}
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _head(result: MigrationResult, title: str) -> list[str]:
+    scale = "" if result.scale_divisor == 1 else f", scale 1/{result.scale_divisor}"
+    figures = {figure.name: figure.value for figure in summary(result)}
+    tiles = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{_tile(figures[name])}</dd></div>"
+        for name in TILES
+        if name in figures
+    )
+    style = "verdict" if succeeded(result) else "verdict bad"
+    return [
+        f"<header><h1>{escape(title)}</h1>",
+        f'<p class="{style}">{escape(verdict(result))}</p>',
+        (
+            f'<p class="soft">Lab {escape(result.lab)}{scale}, {escape(result.created)}, testbed '
+            f"{escape(result.testbed_version)}</p></header>"
+        ),
+        f'<dl class="tiles">{tiles}</dl>',
+    ]
+
+
+def _tile(value: str) -> str:
+    """The value without its reason, the nominal figure small below it."""
+    head, _, aside = value.split(":", 1)[0].partition(" (")
+    return escape(head) + (f"<small>({escape(aside)}</small>" if aside else "")
+
+
+def _charts(result: MigrationResult) -> list[str]:
+    engine = result.engine
+    if engine is None or not (engine.iterations or engine.samples):
+        return ['<p class="soft">The migration ended before it copied anything.</p>']
+    return [
+        "<h2>Throughput</h2>",
+        (
+            '<figure><figcaption><span class="key first"></span>bytes that the destination\'s TCP '
+            'acknowledged (TCP_INFO), per second &nbsp; <span class="key stun"></span>guest '
+            "stunned</figcaption>"
+        ),
+        svg.render(throughput_chart(engine, result.path_goodput_bps)),
+        "<output></output></figure>",
+        "<h2>Pages</h2>",
+        (
+            '<figure><figcaption><span class="key first"></span>pages left to send &nbsp; '
+            '<span class="key second"></span>pages found dirty at the end of a round &nbsp; '
+            '<span class="key stun"></span>guest stunned</figcaption>'
+        ),
+        svg.render(pages_chart(engine)),
+        "<output></output></figure>",
+    ]
+
+
+def _tables(result: MigrationResult) -> list[str]:
+    engine, parts = result.engine, []
+    if engine is not None and engine.iterations:
+        rows = [iteration_cells(result, iteration) for iteration in engine.iterations]
+        marked = {n for n, iteration in enumerate(engine.iterations) if iteration.stunned}
+        parts += ["<h2>Iterations</h2>", _table(COLUMNS, rows, "numbers", stunned=marked)]
+    figures = [(figure.name, figure.value, figure.measured) for figure in summary(result)]
+    parts += [
+        "<h2>What was achieved, and how it was measured</h2>",
+        _table(("Figure", "Value", "Measured as"), figures),
+    ]
+    if engine is not None and engine.streams:
+        parts += ["<h2>Streams</h2>", _streams(engine)]
+    return parts
+
+
+def _streams(engine: EngineReport) -> str:
+    heads = ("From", "To", "Congestion control", "MSS", "Retransmitted", "RTT", "Buffers")
+    rows = [
+        (
+            stream.source_address,
+            stream.destination_address,
+            stream.congestion_control,
+            f"{stream.mss_bytes} B",
+            f"{stream.retransmitted_segments:,}",
+            format_duration(stream.rtt_ns),
+            f"{format_size(stream.send_buffer_bytes)}, {format_size(stream.receive_buffer_bytes)}",
+        )
+        for stream in engine.streams
+    ]
+    return _table(heads, rows)
+
+
+def _input(result: MigrationResult) -> list[str]:
+    guest = result.guest
+    rows = [
+        ("Command", result.command),
+        ("Guest", f"{guest.name}: {format_size(guest.memory_bytes)}, {guest.vcpus} vCPU"),
+        (
+            "Workload",
+            (
+                f"{guest.workload}, asked for {format_byte_rate(guest.dirty_rate_bytes_per_s)} in "
+                f"a working set of {format_size(guest.working_set_bytes)}"
+            ),
+        ),
+        ("Switchover goal", format_duration(result.switchover_goal_ns)),
+        ("Kernel", result.kernel),
+    ]
+    if result.engine is not None:
+        rows.append(("Dirty tracking", result.engine.tracking))
+    rows += sorted(result.mechanisms.items())
+    return [
+        "<h2>Input and mechanisms</h2>",
+        _table(("", ""), rows, head=False),
+        f"<h2>Topology <code>{escape(result.topology_file)}</code></h2>",
+        f"<pre>{escape(result.topology_text)}</pre>",
+    ]
+
+
+def _table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    style: str = "",
+    *,
+    head: bool = True,
+    stunned: Iterable[int] = (),
+) -> str:
+    marked = set(stunned)
+    lines = ['<div class="scroll">', f'<table class="{style}">']
+    if head:
+        cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
+        lines.append(f"<thead><tr>{cells}</tr></thead>")
+    lines.append("<tbody>")
+    for number, (first, *others) in enumerate(rows):
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        mark = ' class="stunned"' if number in marked else ""
+        lines.append(f'<tr{mark}><th scope="row">{escape(first)}</th>{cells}</tr>')
+    lines.append("</tbody></table></div>")
+    return "\n".join(lines)
