@@ -1,0 +1,189 @@
+"""The engine's copy beside iperf3: first pass and scattered pages, one TCP stream, cubic.
+
+Ours is the memory over the time from the first byte until the destination has acknowledged
+that all of it is in its memory. iperf3 sends as many bytes over the same path just before or
+after; its figure is what its receiver counted. Medians of paired runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parent))
+from _pair import A, B, Pair, child, pair
+
+from testbed.guest.memory import GuestMemory
+from testbed.guest.specification import GuestSpec
+from testbed.migration.receiver import Receiver
+from testbed.migration.sender import Sender
+from testbed.migration.specification import MigrationSpec
+from testbed.migration.stream import PeerError, Stream, connect, listen
+from testbed.migration.wire import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_GIB = 1 << 30
+_ROUNDS = 10  # of a tenth of the pages each
+_RUNS = 7
+_DEADLINE_S = 120
+
+
+_Prepare: TypeAlias = "Callable[[int], Callable[[Sender], None]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A row: the link (None: unshaped), the bytes of each run, what is sent, the least ratio."""
+
+    name: str
+    rate_bps: int | None
+    size_bytes: int
+    prepare: _Prepare
+    bar: float
+
+
+def run(runs: int | None = None) -> list[dict[str, object]]:
+    """Unshaped, 1, 7 and 10 Gb/s; then scattered pages, unshaped."""
+    cases = [
+        _Case("first pass, unshaped", None, _GIB, _first_pass, 1.0),
+        _Case("first pass, 1 Gb/s", 10**9, _GIB // 4, _first_pass, 0.99),
+        _Case("first pass, 7 Gb/s", 7 * 10**9, _GIB, _first_pass, 0.99),
+        _Case("first pass, 10 Gb/s", 10**10, _GIB, _first_pass, 0.99),
+        _Case("scattered 4 KB pages, unshaped", None, _GIB, _scattered, 0.85),
+    ]
+    rows = []
+    for case in cases:
+        with pair(case.rate_bps) as names:
+            rows.append(_compare(case, names, runs or _RUNS))
+    return rows
+
+
+def _compare(case: _Case, names: Pair, runs: int) -> dict[str, object]:
+    ours, theirs = [], []
+    for number in range(runs):
+        order = [
+            lambda: ours.append(_engine_bps(names, case.size_bytes, case.prepare)),
+            lambda: theirs.append(_iperf3_bps(names, case.size_bytes)),
+        ]
+        for measure in order if number % 2 else reversed(order):
+            measure()
+    value, peer_value = statistics.median(ours), statistics.median(theirs)
+    # Pairs are neighbours in time, so a busy machine slows both of one.
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return {
+        "name": case.name,
+        "value": value / 1e9,
+        "unit": "Gbit/s",
+        "peer": "iperf3 -C cubic",
+        "peer_value": peer_value / 1e9,
+        "ratio": ratio,
+        "bar": f">= {case.bar}",
+        "met": ratio >= case.bar,
+        "runs": runs,
+    }
+
+
+def _first_pass(page_count: int) -> Callable[[Sender], None]:
+    """Send the whole memory."""
+
+    def send(sender: Sender) -> None:
+        sender.send_all()
+        sender.end(Kind.END, Kind.ENDED, page_count, -1)
+
+    return send
+
+
+def _scattered(page_count: int) -> Callable[[Sender], None]:
+    """Send as many pages as the memory has, a random tenth of them at a time."""
+    random = np.random.default_rng(1)
+    tenth = page_count // _ROUNDS
+    rounds = [np.sort(random.permutation(page_count)[:tenth]) for _ in range(_ROUNDS)]
+
+    def send(sender: Sender) -> None:
+        for number, pages in enumerate(rounds):
+            sender.send_pages(pages)
+            sender.end(Kind.END, Kind.ENDED, len(pages), number)
+
+    return send
+
+
+def _engine_bps(names: Pair, size_bytes: int, prepare: _Prepare) -> float:
+    guest = GuestSpec("bench", size_bytes, 1)
+    spec = MigrationSpec(time.time_ns() // 1000, secrets.token_bytes(32), guest, A, B)
+    ready_read, ready_write = os.pipe()
+    result_read, result_write = os.pipe()
+
+    def destination() -> None:
+        names.enter(B)
+        with listen(spec) as listener, GuestMemory("bench-b", size_bytes) as memory:
+            os.write(ready_write, b"1")
+            # The source closes when it has its last answer, and only then.
+            with listener.accept()[0] as sock, suppress(PeerError):
+                Receiver(Stream(sock, spec.timeout_ns), memory).copy()
+
+    def source() -> None:
+        names.enter(A)
+        with GuestMemory("bench-a", size_bytes) as memory:
+            memory.words[:] = np.arange(memory.page_count, dtype=np.uint64)[:, None]
+            os.read(ready_read, 1)
+            stream = connect(spec)
+            with stream.socket:
+                sender = Sender(stream, memory, _nothing, 1 << 62)
+                send = prepare(memory.page_count)
+                began_ns = time.monotonic_ns()
+                send(sender)
+                taken_ns = time.monotonic_ns() - began_ns
+        os.write(result_write, str(taken_ns).encode())
+
+    with ExitStack() as undo:
+        for fd in (ready_read, ready_write, result_read, result_write):
+            undo.callback(os.close, fd)
+        with child(destination), child(source):
+            taken_ns = int(os.read(result_read, 32))
+    return size_bytes * 8e9 / taken_ns
+
+
+def _nothing() -> None:
+    pass
+
+
+def _iperf3_bps(names: Pair, size_bytes: int) -> float:
+    server = subprocess.Popen(
+        names.command(B, "iperf3", "-s", "-1", "-B", B, "--forceflush"),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        try:
+            _listening(server)
+            client = names.command(A, "iperf3", "-c", B, "-C", "cubic", "-J", "-n", str(size_bytes))
+            done = subprocess.run(
+                client, check=False, capture_output=True, text=True, timeout=_DEADLINE_S
+            )
+        finally:
+            server.kill()
+    report = json.loads(done.stdout)
+    if "error" in report:
+        raise RuntimeError(f"iperf3: {report['error']}")
+    return float(report["end"]["sum_received"]["bits_per_second"])
+
+
+def _listening(server: subprocess.Popen[str]) -> None:
+    assert server.stdout is not None
+    for line in server.stdout:
+        if "Server listening" in line:
+            return
+    raise RuntimeError("iperf3 -s ended before it listened")
