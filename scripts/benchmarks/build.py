@@ -1,0 +1,252 @@
+"""Building a lab's kernel objects, beside `ip -batch` and `tc -batch` building the same ones.
+
+Both make, for each host: a namespace with an uplink to one physical switch (HTB at both
+ends), a virtual switch, a vmkernel adapter (address, rule, route) and a port for a VM, whose
+namespace has a NIC (a bridge with MAC and address) wired to it. Ours also reads everything
+back and pins what each wire receives to one CPU, which the peer does not.
+
+The peer is as fast as its programs allow: one batch file makes all namespaces and creates
+all links in place; then a batch of tc (while the links are still down, as ours) and one of
+ip for each namespace. `nsenter` enters it: `ip -n` also mounts a sysfs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from testbed.kernel.builder import build
+from testbed.kernel.netns import names
+from testbed.kernel.undo import remove
+from testbed.plan.steps import (
+    Address,
+    Bridge,
+    End,
+    KernelStep,
+    Netns,
+    Route,
+    Rule,
+    Shape,
+    Veth,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SIZES = (2, 16, 64, 128)
+PAIRS = 5
+GONE_BAR_MS = 1000.0
+_PREFIX = "tb-bench-build"
+_NO_IPV6 = (("net/ipv6/conf/default/disable_ipv6", "1"),)
+_RATE_BPS, _HTB_RATE, _BURST_BYTES = 10 * 10**9, 1_247_000_000, 262144
+_SETTLE_S = 10.0
+_OTHERS = 8  # namespaces that other programs may make meanwhile
+
+
+def steps_of(hosts: int) -> tuple[KernelStep, ...]:
+    """The steps of a lab of so many hosts, with a VM each."""
+    switch = f"{_PREFIX}-tor"
+    made: list[KernelStep] = [Netns(switch, "tor", "switch", _NO_IPV6)]
+    for n in range(hosts):
+        made.append(Netns(f"{_PREFIX}-esx{n}", f"esx{n}", "host", _NO_IPV6))
+        made.append(Netns(f"{_PREFIX}-vm{n}", f"vm{n}", "vm", _NO_IPV6))
+    made.append(Bridge(switch, "tor", 9000, "testbed bench tor"))
+    for n in range(hosts):
+        made += _host(n, switch)
+    return tuple(made)
+
+
+def _host(n: int, switch: str) -> Iterator[KernelStep]:
+    host, vm = f"{_PREFIX}-esx{n}", f"{_PREFIX}-vm{n}"
+    address = f"10.0.{n // 250}.{n % 250 + 1}"
+    tag = f"testbed bench {n}"
+    yield Bridge(host, "vSwitch0", 9000, tag)
+    yield Bridge(vm, "eth0", 1500, tag, f"00:50:56:00:{n // 256:02x}:{n % 256:02x}")
+    uplink = End(host, "vmnic0", 9000, tag, master="vSwitch0")
+    yield Veth(uplink, End(switch, f"esx{n}-vmnic0", 9000, tag, master="tor"))
+    vmk_port = End(host, "vmk1-port", 9000, tag, master="vSwitch0")
+    yield Veth(End(host, "vmk1", 9000, tag), vmk_port)
+    wire = End(vm, "wire", 1500, tag, master="eth0")
+    yield Veth(wire, End(host, "vm-port", 1500, tag, master="vSwitch0"))
+    yield Address(host, "vmk1", f"{address}/16", "")
+    yield Address(vm, "eth0", f"10.1.{n // 250}.{n % 250 + 1}/16", "")
+    yield Route(host, "10.0.0.0/16", "vmk1", 101, "", 4, None, address)
+    yield Rule(host, address, 101, 4)
+    for netns, dev in ((host, "vmnic0"), (switch, f"esx{n}-vmnic0")):
+        yield Shape(netns, dev, _RATE_BPS, 9000, _HTB_RATE, _BURST_BYTES, "")
+
+
+class Peer:
+    """The same steps as batch files and a shell script that runs them."""
+
+    def __init__(self, steps: Sequence[KernelStep], directory: Path) -> None:
+        self._first: list[str] = []
+        self._ip: dict[str, list[str]] = {}
+        self._tc: dict[str, list[str]] = {}
+        for step in steps:
+            self._add(step)
+        (directory / "first").write_text("\n".join(self._first) + "\n")
+        script = [f"set -e; cd {directory}; ip -batch first"]
+        for netns, lines in self._ip.items():
+            (directory / f"{netns}.ip").write_text("\n".join(lines) + "\n")
+            commands = f"ip -batch {netns}.ip"
+            if netns in self._tc:
+                (directory / f"{netns}.tc").write_text("\n".join(self._tc[netns]) + "\n")
+                commands = f"tc -batch {netns}.tc; exec {commands}"
+            enter = f"nsenter --net=/run/netns/{netns}"
+            script.append(
+                f"{enter} sh -ec '{commands}'" if "exec" in commands else f"{enter} {commands}"
+            )
+        self._script = directory / "script"
+        self._script.write_text("\n".join(script) + "\n")
+
+    def _add(self, step: KernelStep) -> None:
+        match step:
+            case Netns(name=name):
+                self._first.append(f"netns add {name}")
+                self._ip[name] = ["link set dev lo up"]
+            case Bridge():
+                mac, ageing = (f"address {step.mac}", "ageing_time 0") if step.mac else ("", "")
+                self._first.append(
+                    f"link add name {step.name} netns {step.netns} {mac} "
+                    f"type bridge stp_state 0 mcast_snooping 0 forward_delay 0 {ageing}"
+                )
+                self._ip[step.netns].append(
+                    f"link set dev {step.name} mtu {step.mtu} alias '{step.alias}' up"
+                )
+            case Veth(a=a, b=b):
+                one = "numtxqueues 1 numrxqueues 1"
+                self._first.append(
+                    f"link add name {a.name} mtu {a.mtu} {one} netns {a.netns} type veth "
+                    f"peer name {b.name} mtu {b.mtu} {one} netns {b.netns}"
+                )
+                for end in (a, b):
+                    master = f"master {end.master}" if end.master else ""
+                    self._ip[end.netns].append(
+                        f"link set dev {end.name} {master} alias '{end.alias}' up"
+                    )
+            case Address():
+                self._ip[step.netns].append(f"address add {step.address} dev {step.dev}")
+            case Route():
+                self._ip[step.netns].append(
+                    f"route add {step.destination} dev {step.dev} table {step.table} "
+                    f"src {step.source}"
+                )
+            case Rule():
+                self._ip[step.netns].append(f"rule add from {step.source} table {step.table}")
+            case Shape():
+                rate, burst = f"{step.htb_rate_bytes_per_s * 8}bit", step.burst_bytes
+                limits = f"rate {rate} burst {burst} cburst {burst} quantum 65536"
+                self._tc.setdefault(step.netns, []).extend(
+                    (
+                        f"qdisc add dev {step.dev} root handle 1: htb default 1",
+                        f"class add dev {step.dev} parent 1: classid 1:1 htb {limits}",
+                    )
+                )
+
+    def build(self) -> None:
+        """Run it."""
+        done = subprocess.run(["sh", self._script], capture_output=True, text=True, check=False)
+        if done.returncode or done.stderr:
+            raise RuntimeError(f"the peer failed: {done.stderr.strip()}")
+
+
+def alive() -> int:
+    """The network namespaces that the kernel has: one is freed only when all inside is.
+
+    The kernel frees the last ones only together with the next, so one more is made and
+    removed; and the allocator counts what its caches keep as in use, so they are emptied.
+    """
+    one = Netns(f"{_PREFIX}-one", "one", "host")
+    build((one,))
+    remove((one,))
+    cache = Path("/sys/kernel/slab/net_namespace")
+    (cache / "shrink").write_text("1")
+    return int((cache / "objects").read_text().split()[0])
+
+
+@contextmanager
+def _timed(into: list[float]) -> Iterator[None]:
+    start = time.perf_counter_ns()
+    yield
+    into.append((time.perf_counter_ns() - start) / 1e6)
+
+
+def _await_gone(before: int) -> None:
+    deadline = time.monotonic() + _SETTLE_S
+    while any(name.startswith(_PREFIX) for name in names()) or alive() > before + _OTHERS:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{alive() - before} namespaces are left after {_SETTLE_S} s")
+        time.sleep(0.005)
+
+
+def _measure(hosts: int) -> tuple[list[float], list[float], list[float]]:
+    steps = steps_of(hosts)
+    ours: list[float] = []
+    peers: list[float] = []
+    gone: list[float] = []
+    with tempfile.TemporaryDirectory() as directory:
+        peer = Peer(steps, Path(directory))
+        for turn in range(2 * PAIRS):
+            before = min(alive() for _ in range(3))
+            is_ours = turn % 2 == (turn // 2) % 2  # ABBA: neither always goes first
+            try:
+                with _timed(ours if is_ours else peers):
+                    if is_ours:
+                        build(steps)
+                    else:
+                        peer.build()
+            finally:
+                with _timed(gone if is_ours else []):
+                    remove(steps)
+                    _await_gone(before)
+    return ours, peers, gone
+
+
+def run() -> list[dict[str, Any]]:
+    """Rows for `scripts/bench`: build times and, for the largest lab, the time to be gone."""
+    rows: list[dict[str, Any]] = []
+    build(steps_of(1))  # once for the imports and the encodings: a supervisor has them, too
+    remove(steps_of(1))
+    for hosts in SIZES:
+        ours, peers, gone = _measure(hosts)
+        ratio = statistics.median(a / b for a, b in zip(ours, peers, strict=True))
+        rows.append(
+            {
+                "name": f"build {hosts} hosts",
+                "value": round(statistics.median(ours), 1),
+                "unit": "ms",
+                "peer": "ip -batch and tc -batch",
+                "peer_value": round(statistics.median(peers), 1),
+                "ratio": round(ratio, 3),
+                "bar": 1.0,
+                "met": ratio <= 1.0,
+                "runs": PAIRS,
+            }
+        )
+    typical = statistics.median(gone)
+    rows.append(
+        {
+            "name": f"{SIZES[-1]} hosts gone: names and the kernel's namespaces",
+            "value": round(typical, 1),
+            "unit": "ms",
+            "peer": "the goal of 1 s",
+            "peer_value": GONE_BAR_MS,
+            "ratio": round(typical / GONE_BAR_MS, 3),
+            "bar": 1.0,
+            "met": typical <= GONE_BAR_MS,
+            "runs": PAIRS,
+        }
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    for row in run():
+        sys.stdout.write(f"{row}\n")
