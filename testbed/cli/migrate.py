@@ -76,7 +76,7 @@ def migrate_command(
             },
             on_event=lambda event: show(_update(event)),
         )
-    result = from_json(answer)
+    result = from_json(answer, f"lab {directory.name}")
     _show(result)
     if not no_results:
         _write(result, results)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from testbed import topology as topologies
 from testbed.errors import KernelError, LabError
 from testbed.kernel import builder, undo
+from testbed.kernel.alteration import alter
 from testbed.lab.cpus import cpu_count
 from testbed.plan.compile import compile_plan
 from testbed.plan.difference import Difference, difference
@@ -100,7 +101,7 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
 async def _carry_out(estate: Estate, change: Difference) -> None:
     await _undo(estate, change.undo)
     for before, after in change.alter:
-        builder.alter(before, after)
+        alter(before, after)
     await _do(estate, change.do)
 
 
@@ -114,7 +115,7 @@ async def _restore(estate: Estate, change: Difference, error: BaseException) -> 
         await _undo(estate, tuple(reversed(change.do)))
         undo.remove(list(reversed(kernel_steps(change.undo))))
         for before, after in change.alter:
-            builder.alter(after, before)
+            alter(after, before)
         await _do(estate, tuple(reversed(change.undo)))
     except (KernelError, LabError) as worse:
         estate.write_journal(estate.journal.in_state("broken"))

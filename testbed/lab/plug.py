@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from testbed.kernel.port import ANNOUNCEMENTS, PortSwitch, announce, announcer
+from testbed.kernel.port import Announcer, PortSwitch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,9 +33,7 @@ class Plug:
     ) -> None:
         with ExitStack() as undo:
             self._ports = [undo.enter_context(PortSwitch(host_netns, port)) for port in ports]
-            self._announcers = [
-                (undo.enter_context(announcer(vm_netns, name)), mac) for name, mac in nics
-            ]
+            self._announcers = [undo.enter_context(Announcer(vm_netns, *nic)) for nic in nics]
             self._undo = undo.pop_all()
 
     def close(self) -> None:
@@ -51,13 +49,13 @@ class Plug:
     def open_and_announce(self) -> None:
         """Let traffic pass and say, once, that the VM is here now."""
         self.open()
-        for opened, mac in self._announcers:
-            announce(opened, mac, count=1)
+        for announcer in self._announcers:
+            announcer.send()
 
     def announce_again(self) -> None:
         """Say it again within 100 ms: the first may have been lost."""
-        for opened, mac in self._announcers:
-            announce(opened, mac, count=ANNOUNCEMENTS - 1)
+        for announcer in self._announcers:
+            announcer.repeat()
 
     def __enter__(self) -> Plug:
         return self

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from testbed.plan.steps import PowerOn, Shape, Step
+from testbed.plan.plan import kernel_steps
+from testbed.plan.steps import Bridge, End, KernelStep, PowerOn, Shape, Step, Veth
 
 if TYPE_CHECKING:
     from testbed.plan.plan import Plan
@@ -16,7 +17,7 @@ class Difference:
     """Steps to undo (last made first), to alter in place (old, new), and to do, in that order."""
 
     undo: tuple[Step, ...]
-    alter: tuple[tuple[Step, Step], ...]
+    alter: tuple[tuple[KernelStep, KernelStep], ...]
     do: tuple[Step, ...]
 
     def __bool__(self) -> bool:
@@ -24,8 +25,24 @@ class Difference:
 
 
 def alterable(old: Step, new: Step) -> bool:
-    """Whether the kernel takes the change without remaking the object: a link's rate."""
-    return isinstance(old, Shape) and isinstance(new, Shape)
+    """Whether the kernel takes the change without remaking the object and what stands on it.
+
+    A link's rate, a wire's and a bridge's MTU; another MAC or bridge port is another object.
+    """
+    match old, new:
+        case Shape(), Shape():
+            return True
+        case Bridge(), Bridge():
+            return old.mac == new.mac
+        case Veth(), Veth():
+            return (_fixed(old.a), _fixed(old.b)) == (_fixed(new.a), _fixed(new.b))
+        case _:
+            return False
+
+
+def _fixed(end: End) -> End:
+    """What of a wire's end can't be altered."""
+    return replace(end, mtu=0, alias="", rps_cpu=0)
 
 
 def _with_dependents(keys: set[str], steps: tuple[Step, ...]) -> set[str]:
@@ -62,9 +79,11 @@ def difference(old: Plan, new: Plan) -> Difference:
     return Difference(
         undo=tuple(step for step in reversed(old.steps) if step.key in undone),
         alter=tuple(
-            (step, after[step.key])
-            for step in old.steps
-            if step.key not in undone and after[step.key] != step
+            (step, changed_to)
+            for step in kernel_steps(old.steps)
+            if step.key not in undone
+            for changed_to in kernel_steps([after[step.key]])
+            if changed_to != step
         ),
         do=tuple(step for step in new.steps if step.key not in before or step.key in undone),
     )

@@ -29,7 +29,9 @@ def small_plan(
     steps.append(Bridge("sw", "br", 9000, ""))
     for i in range(hosts):
         steps.append(Bridge(f"h{i}", "vs", mtu, ""))
-        wire = Veth(End(f"h{i}", "nic", mtu, "", None, "vs"), End("sw", f"p{i}", mtu, "", None, "br"))
+        wire = Veth(
+            End(f"h{i}", "nic", mtu, "", None, "vs"), End("sw", f"p{i}", mtu, "", None, "br")
+        )
         steps.append(wire)
         steps.append(Shape(f"h{i}", "nic", rate_bps, mtu, rate_bps // 8, 65536, wire.key))
         steps.append(Address(f"h{i}", "nic", f"10.0.0.{i + 1}/24", wire.key))
@@ -86,6 +88,13 @@ def test_a_rate_is_altered_on_the_running_link() -> None:
     assert len(change.alter) == 2
 
 
+def test_an_mtu_is_altered_on_the_running_links() -> None:
+    change = difference(small_plan(), small_plan(mtu=1500))
+    assert not change.undo
+    assert not change.do
+    assert [new.kind for _, new in change.alter] == ["bridge", "veth", "shape"] * 2
+
+
 def test_a_new_host_leaves_the_rest_alone() -> None:
     change = difference(small_plan(hosts=2), small_plan(hosts=3))
     assert not change.undo
@@ -96,7 +105,7 @@ def test_a_new_host_leaves_the_rest_alone() -> None:
 def test_remaking_a_wire_remakes_what_stands_on_it_but_keeps_the_vm_running() -> None:
     old = small_plan()
     steps = [
-        replace(s, a=replace(s.a, mtu=1500), b=replace(s.b, mtu=1500))
+        replace(s, a=replace(s.a, mac="02:00:00:00:00:01"))
         if isinstance(s, Veth) and s.a.netns == "h0"
         else s
         for s in old.steps
