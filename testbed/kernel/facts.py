@@ -71,14 +71,14 @@ class ClassFact(NamedTuple):
     overlimits: int
 
 
-def read_addresses(socket: Socket) -> set[AddressFact]:
-    """All addresses of the socket's namespace.
+def read_addresses(socket: Socket, family: int) -> set[AddressFact]:
+    """All IPv4 (4) or IPv6 (6) addresses of the socket's namespace.
 
     Raises:
         OSError, RefusedError: the kernel does not answer.
     """
     found = set()
-    for data, start, end in socket.dump(messages.dump(messages.GETADDR)):
+    for data, start, end in socket.dump(messages.dump(messages.GETADDR, family)):
         _, prefix, index = _ADDRESS.unpack_from(data, start)
         values = {kind: data[first:last] for kind, first, last in attributes(data, start + 8, end)}
         address = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b"")
@@ -86,14 +86,14 @@ def read_addresses(socket: Socket) -> set[AddressFact]:
     return found
 
 
-def read_routes(socket: Socket) -> set[RouteFact]:
-    """All routes of the socket's namespace, in every table.
+def read_routes(socket: Socket, family: int) -> set[RouteFact]:
+    """All IPv4 (4) or IPv6 (6) routes of the socket's namespace, in every table.
 
     Raises:
         OSError, RefusedError: the kernel does not answer.
     """
     found = set()
-    for data, start, end in socket.dump(messages.dump(messages.GETROUTE)):
+    for data, start, end in socket.dump(messages.dump(messages.GETROUTE, family)):
         _, prefix, _, table = _ROUTE.unpack_from(data, start)
         values = {
             kind: data[first:last]
@@ -112,14 +112,14 @@ def read_routes(socket: Socket) -> set[RouteFact]:
     return found
 
 
-def read_rules(socket: Socket) -> set[RuleFact]:
-    """The routing rules of the socket's namespace.
+def read_rules(socket: Socket, family: int) -> set[RuleFact]:
+    """The IPv4 (4) or IPv6 (6) routing rules of the socket's namespace.
 
     Raises:
         OSError, RefusedError: the kernel does not answer.
     """
     found = set()
-    for data, start, end in socket.dump(messages.dump(messages.GETRULE)):
+    for data, start, end in socket.dump(messages.dump(messages.GETRULE, family)):
         _, _, prefix, table = _ROUTE.unpack_from(data, start)
         values = {
             kind: data[first:last]

@@ -45,6 +45,7 @@ _IFLA_EXT_MASK_SKIP_STATS = 1 << 3
 _IFA_F_NODAD = 0x02
 _RTPROT_STATIC, _RTN_UNICAST, _SCOPE_UNIVERSE, _SCOPE_LINK = 4, 1, 0, 253
 _FR_ACT_TO_TBL = 1
+_RULE_PRIORITY = 1000  # without one the kernel takes the same rule twice
 _AGEING_DEFAULT = 300 * 100  # hundredths of a second, as the kernel has it
 _U32_MOST = 2**32 - 1
 _FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
@@ -342,7 +343,11 @@ def route(step: Route, index: int, kind: int = NEWROUTE, replace: bool = False) 
 @functools.cache
 def _rule(kind: int, flags: int, family: int) -> Template:
     slots = Slots()
-    attributes = [("FRA_SRC", slots.ip("source", family)), ("FRA_TABLE", slots.u32("table"))]
+    attributes = [
+        ("FRA_SRC", slots.ip("source", family)),
+        ("FRA_TABLE", slots.u32("table")),
+        ("FRA_PRIORITY", _RULE_PRIORITY),
+    ]
     fields = {"family": _FAMILY[family], "src_len": _BITS[family], "action": _FR_ACT_TO_TBL}
     return Template(fibmsg, kind, ACK | flags, fields, attributes=attributes, slots=slots)
 
@@ -429,14 +434,17 @@ def dump_links(with_counters: bool = False) -> bytearray:
 
 
 @functools.cache
-def _dump(kind: int) -> Template:
+def _dump(kind: int, family: int) -> Template:
     messages = {GETADDR: ifaddrmsg, GETROUTE: rtmsg, GETRULE: fibmsg}
-    return Template(messages[kind], kind, DUMP, {})
+    return Template(messages[kind], kind, DUMP, {"family": _FAMILY[family]})
 
 
-def dump(kind: int) -> bytearray:
-    """Ask for all addresses, routes or rules, of both families."""
-    return _dump(kind).fill()
+def dump(kind: int, family: int) -> bytearray:
+    """Ask for all addresses, routes or rules, of IPv4 (4) or IPv6 (6).
+
+    Asked for both at once, Linux 6.18 leaves the IPv6 routes out.
+    """
+    return _dump(kind, family).fill()
 
 
 @functools.cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from testbed.errors import KernelError
 from testbed.kernel import syscalls
@@ -192,9 +193,8 @@ def inside(name: str) -> Iterator[None]:
 def in_thread(function: Callable[[threading.Event], _T]) -> _T:
     """The result of `function` in a thread of its own, which may change its namespaces.
 
-    Ctrl-C arrives in the main thread only, so what runs here can undo its work undisturbed:
-    it is given an event that is set when it should give up. The interrupt is raised once
-    the thread is done.
+    What runs here can undo its work undisturbed: Ctrl-C and SIGTERM only set the event that
+    it is given, whereupon it should give up, and are delivered once it is done.
 
     Raises:
         BaseException: whatever `function` raises.
@@ -210,16 +210,36 @@ def in_thread(function: Callable[[threading.Event], _T]) -> _T:
             failures.append(error)
 
     thread = threading.Thread(target=run, name="netns", daemon=False)
-    interrupt: BaseException | None = None
-    thread.start()
-    while thread.is_alive():
-        try:
-            thread.join()
-        except BaseException as error:  # noqa: BLE001, RUF100 - raised below
-            stop.set()
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
+    with _deferred(stop):
+        thread.start()
+        thread.join()
     if failures:
         raise failures[0]
     return results[0]
+
+
+@contextmanager
+def _deferred(stop: threading.Event) -> Iterator[None]:
+    """Signals that would end this process set `stop`, and are sent again after the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread runs signal handlers
+        return
+    arrived: list[int] = []
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, _: object) -> None:
+        arrived.append(number)
+        stop.set()
+
+    usual: dict[int, Any] = {}
+    try:
+        for number in numbers:
+            # One that is ignored stays so; None is a handler that Python did not install.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                usual[number] = signal.signal(number, note)
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(arrived):
+            signal.raise_signal(number)

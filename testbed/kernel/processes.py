@@ -77,6 +77,20 @@ def end(
             )  # fmt: skip
 
 
+def end_in(names: Iterable[str], grace_s: float = TERMINATE_GRACE_S) -> tuple[int, ...]:
+    """End all processes in namespaces, also those that are started meanwhile; which ones.
+
+    Raises:
+        KernelError: one is still there after the deadline.
+    """
+    where = tuple(names)
+    ended: list[int] = []
+    while found := processes_in(where):
+        end(found, 0 if ended else grace_s)
+        ended += found
+    return tuple(ended)
+
+
 def _send(fd: int, pid: int, number: int) -> None:
     try:
         signal.pidfd_send_signal(fd, number)

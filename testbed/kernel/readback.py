@@ -148,7 +148,8 @@ def _index(step: KernelStep, dev: str, links: dict[str, Link]) -> int:
 
 
 def _compare_addresses(socket: Socket, steps: Sequence[Address], links: dict[str, Link]) -> None:
-    found = facts.read_addresses(socket) if steps else set()
+    families = {6 if ":" in step.address else 4 for step in steps}
+    found = {fact for family in families for fact in facts.read_addresses(socket, family)}
     for step in steps:
         host, _, prefix = step.address.partition("/")
         packed = messages.packed_ip(host)
@@ -164,7 +165,8 @@ def _texts(addresses: Sequence[facts.AddressFact]) -> str:
 
 
 def _compare_routes(socket: Socket, steps: Sequence[Route], links: dict[str, Link]) -> None:
-    found = facts.read_routes(socket) if steps else set()
+    families = {step.family for step in steps}
+    found = {(f, fact) for f in families for fact in facts.read_routes(socket, f)}
     for step in steps:
         host, _, prefix = step.destination.partition("/")
         packed = b"" if host == "default" else messages.packed_ip(host)
@@ -176,13 +178,14 @@ def _compare_routes(socket: Socket, steps: Sequence[Route], links: dict[str, Lin
             messages.packed_ip(step.via) if step.via else b"",
             messages.packed_ip(step.source) if step.source else b"",
         )
-        if wanted not in found:
-            near = [fact for fact in found if fact.table == step.table]
+        if (step.family, wanted) not in found:
+            near = [fact for _, fact in found if fact.table == step.table]
             raise _differs(step, "route", "it", f"{len(near)} others in table {step.table}")
 
 
 def _compare_rules(socket: Socket, steps: Sequence[Rule]) -> None:
-    found = facts.read_rules(socket) if steps else set()
+    families = {step.family for step in steps}
+    found = {fact for family in families for fact in facts.read_rules(socket, family)}
     for step in steps:
         packed = messages.packed_ip(step.source)
         if facts.RuleFact(packed, len(packed) * 8, step.table) not in found:
