@@ -37,12 +37,15 @@ VCPU = np.dtype(
             "longest_gap_at_ns",
             "resume_gap_ns",
             "resumed_at_ns",
+            "resumes",
         ],
-        "formats": ["<i8"] * 7,
+        "formats": ["<i8"] * 8,
         "itemsize": RECORD_BYTES,
     }
 )
-BATCHES, PAGES_WRITTEN, BEAT, LONGEST_GAP, LONGEST_GAP_AT, RESUME_GAP, RESUMED_AT = range(7)
+BATCHES, PAGES_WRITTEN, BEAT, LONGEST_GAP, LONGEST_GAP_AT, RESUME_GAP, RESUMED_AT, RESUMES = range(
+    8
+)
 
 
 def control_pages(vcpus: int) -> int:

@@ -154,6 +154,7 @@ class _Vcpu:
         state[layout.RESUME_GAP] = now - state[layout.BEAT] if state[layout.BEAT] else 0
         state[layout.LONGEST_GAP] = state[layout.LONGEST_GAP_AT] = 0
         state[layout.RESUMED_AT] = state[layout.BEAT] = now
+        state[layout.RESUMES] += 1
 
     def _beat(self) -> int:
         state, now = self._state, time.monotonic_ns()

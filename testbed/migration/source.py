@@ -121,6 +121,14 @@ def take_back(guest: Guest, hooks: SourceHooks | None = None) -> None:
     (hooks or SourceHooks()).uncut()
 
 
+def _merged(*pages: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All of them, ascending, each once (numpy's own union1d loads modules when first called)."""
+    every = np.sort(np.concatenate(pages))
+    first = np.ones(len(every), np.bool_)
+    np.not_equal(every[1:], every[:-1], out=first[1:])
+    return every[first]
+
+
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """No pause of it falls into the stun; nothing of a migration is cyclic."""
@@ -194,8 +202,9 @@ class _Source:
         if error is not None and self._phase is not Phase.RESUME:
             self._stream.timeout_ns = 0
             self._stream.turn = _nothing
+            cause = error.cause if isinstance(error, MigrationFailed) else type(error).__name__
             with suppress(PeerError):
-                self._stream.send(pack_error(str(error) or type(error).__name__))
+                self._stream.send(pack_error(cause))
 
     def _precopy(self) -> NDArray[np.int64]:
         """Iterate until the rest fits the goal; returns the pages left, found dirty already."""
@@ -250,7 +259,7 @@ class _Source:
             undo.callback(self._guest.resume)
             self._guest.suspend()
             # vCPUs beat in the control pages without marking them, so these always go along.
-            last = np.union1d(np.concatenate((dirty, control)), self._tracker.collect())
+            last = _merged(control, dirty, self._tracker.collect())
             self._sender.send_pages(last)
             if spec.verify:
                 stream.timeout_ns = spec.hold_timeout_ns

@@ -31,7 +31,10 @@ class PeerError(Exception):
 
 
 class Stream:
-    """A connected TCP socket. `turn` is called whenever a call has blocked for 50 ms."""
+    """A connected socket of `make_socket`, or accepted by one.
+
+    `turn` is called whenever a call has blocked for 50 ms.
+    """
 
     def __init__(self, sock: socket.socket, timeout_ns: int) -> None:
         self.socket, self.timeout_ns = sock, timeout_ns
@@ -40,8 +43,6 @@ class Stream:
         limit = struct.pack("ll", 0, _TURN_NS // 1000)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ns // 1_000_000)
         self._header = bytearray(HEADER_BYTES)
         self._fd = sock.fileno()
 
@@ -188,7 +189,8 @@ def read_congestion_control(sock: socket.socket) -> str:
 def make_socket(spec: MigrationSpec, address: str) -> socket.socket:
     """A TCP socket with the congestion control and buffers of the specification, read back.
 
-    Buffers are set before the connection is made, as the window scale is agreed on then.
+    Buffers are set before the connection is made, as the window scale is agreed on then. What a
+    listening socket has, the sockets that it accepts have too.
 
     Raises:
         KernelError: the kernel has not what was asked.
@@ -204,6 +206,9 @@ def make_socket(spec: MigrationSpec, address: str) -> socket.socket:
             raise KernelError("set congestion control", wanted, str(error), remedy) from error
         if (found := read_congestion_control(sock)) != wanted:
             raise KernelError("set congestion control", wanted, f"the socket has {found}")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        timeout_ms = spec.timeout_ns // 1_000_000
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         sizes = {"send": spec.send_buffer_bytes, "receive": spec.receive_buffer_bytes}
         for name, size_bytes in sizes.items():
             if size_bytes is not None:
