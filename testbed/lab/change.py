@@ -82,10 +82,11 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
         placement=placement,
     )
     estate.write_journal(replace(old, state="changing", plan=union))
+    done: list[Step] = []
     try:
-        await _carry_out(estate, change)
+        await _carry_out(estate, change, done)
     except BaseException as error:
-        await _restore(estate, change, error)
+        await _restore(estate, change, done, error)
         estate.write_journal(old)
         raise
     estate.write_journal(new)
@@ -98,25 +99,30 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
     }
 
 
-async def _carry_out(estate: Estate, change: Difference) -> None:
+async def _carry_out(estate: Estate, change: Difference, done: list[Step]) -> None:
+    """Make the change; `done` gets the steps that have been made, for whoever must go back."""
     await _undo(estate, change.undo)
     for before, after in change.alter:
         alter(before, after)
-    await _do(estate, change.do)
+    await _do(estate, change.do, done)
 
 
-async def _restore(estate: Estate, change: Difference, error: BaseException) -> None:
-    """Go back from wherever the change stopped; what is gone is removed once more, and bears it.
+async def _restore(
+    estate: Estate, change: Difference, done: list[Step], error: BaseException
+) -> None:
+    """Go back from wherever the change stopped.
+
+    Only what this change made is undone: a step that failed may have met another's object.
 
     Raises:
         LabError: the lab could not be restored; it is marked broken.
     """
     try:
-        await _undo(estate, tuple(reversed(change.do)))
-        undo.remove(list(reversed(kernel_steps(change.undo))))
+        await _undo(estate, tuple(reversed(done)))
+        undo.remove(list(reversed(kernel_steps(change.undo))))  # what had not gone yet
         for before, after in change.alter:
             alter(after, before)
-        await _do(estate, tuple(reversed(change.undo)))
+        await _do(estate, tuple(reversed(change.undo)), [])
     except (KernelError, LabError) as worse:
         estate.write_journal(estate.journal.in_state("broken"))
         raise LabError(
@@ -132,7 +138,9 @@ async def _undo(estate: Estate, steps: tuple[Step, ...]) -> None:
     undo.remove(list(reversed(kernel_steps(steps))))
 
 
-async def _do(estate: Estate, steps: tuple[Step, ...]) -> None:
-    builder.build(kernel_steps(steps))
+async def _do(estate: Estate, steps: tuple[Step, ...], done: list[Step]) -> None:
+    builder.build(kernel_steps(steps))  # all or nothing
+    done += kernel_steps(steps)
     for step in lab_steps(steps):
         await estate.do(step)
+        done.append(step)

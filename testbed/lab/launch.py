@@ -28,31 +28,32 @@ def start_supervisor(directory: LabDirectory, lock_fd: int) -> None:
     """
     program = (sys.executable, "-P", "-m", "testbed.lab.supervisor")
     read_end, write_end = os.pipe()
-    with directory.log.open("ab") as log:
-        process = subprocess.Popen(
-            [*program, directory.name, str(write_end), str(lock_fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            pass_fds=(write_end, lock_fd),
-            start_new_session=True,
-        )
-    os.close(write_end)
     try:
+        with directory.log.open("ab") as log:
+            subprocess.run(
+                [*program, directory.name, str(write_end), str(lock_fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                pass_fds=(write_end, lock_fd),
+                start_new_session=True,
+                check=False,
+            )  # it forks the supervisor and ends
+        os.close(write_end)
+        write_end = -1
         if select.select([read_end], [], [], READY_DEADLINE_S)[0] and os.read(read_end, 64):
-            # It lives on without us; this process must not wait for it when it is collected.
-            process.returncode = 0
             return
         words = directory.log.read_text(encoding="utf-8", errors="replace").strip()
         last = words.splitlines()[-1] if words else "it said nothing"
         raise LabError(f"start the supervisor of lab {directory.name!r}: {last}")
     except BaseException:
-        process.kill()
-        process.wait()
+        kill_supervisor(directory)
         raise
     finally:
         os.close(read_end)
+        if write_end >= 0:
+            os.close(write_end)
 
 
 def supervisor_of(directory: LabDirectory) -> ProcessIdentity | None:

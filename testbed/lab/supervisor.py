@@ -122,6 +122,8 @@ def main(arguments: list[str]) -> None:
     The lab's lock is inherited and held until the supervisor is ready, so that a `down` which
     comes while `up` is killed here finds either no supervisor or a whole one.
     """
+    if os.fork():
+        os._exit(0)  # whoever started us is not our parent: it need not wait for our end
     name, ready_fd, lock_fd = arguments[0], int(arguments[1]), int(arguments[2])
     directory = LabDirectory(name)
     identity = ProcessIdentity.of(os.getpid())
