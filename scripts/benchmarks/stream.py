@@ -2,7 +2,8 @@
 
 Ours is the memory over the time from the first byte until the destination has acknowledged
 that all of it is in its memory. iperf3 sends as many bytes over the same path just before or
-after; its figure is what its receiver counted. Medians of paired runs.
+after; its figure is what its receiver counted. Value and peer value are medians; the ratio is the
+median of each pair's own, as a busy machine slows both of a pair.
 """
 
 from __future__ import annotations
@@ -81,7 +82,6 @@ def _compare(case: _Case, names: Pair, runs: int) -> dict[str, object]:
         for measure in order if number % 2 else reversed(order):
             measure()
     value, peer_value = statistics.median(ours), statistics.median(theirs)
-    # Pairs are neighbours in time, so a busy machine slows both of one.
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return {
         "name": case.name,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from testbed.errors import TestbedError
-from testbed.guest.memory import PAGE_BYTES
-from testbed.migration.convergence import decide, transmit_rate_bps
+from testbed.migration.convergence import decide
+from testbed.migration.observation import Observation, Progress
 from testbed.migration.phase import MigrationFailed, MigrationUncertain, Phase, enter
 from testbed.migration.sender import Sender
 from testbed.migration.stream import PeerError, connect
@@ -27,7 +27,7 @@ from testbed.migration.wire import (
     pack_hello,
     unpack_resumed,
 )
-from testbed.report.result import EngineReport, Iteration, Sample
+from testbed.report.result import EngineReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,19 +40,8 @@ if TYPE_CHECKING:
     from testbed.migration.stream import Stream
 
 _SAMPLE_NS = 25_000_000
-_PROGRESS_NS = 100_000_000
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a migration is; rates are 0 until they have been measured."""
-
-    phase: Phase
-    iteration: int
-    throughput_bps: float
-    pages_left: int
-    dirty_rate_bytes_per_s: float
-    copied_fraction: float
+__all__ = ["Progress", "SourceHooks", "migrate", "take_back"]
 
 
 def _nothing() -> None:
@@ -151,11 +140,7 @@ class _Source:
         self._started_ns = started_ns
         self._cpu_ns = time.process_time_ns()
         self._phase = Phase.CONNECT
-        self._iterations: list[Iteration] = []
-        self._samples: list[Sample] = []
-        self._progress_due_ns = 0
-        self._last_progress = (0, 0)  # time, acknowledged bytes
-        self._to_copy = 0
+        self._seen = Observation(started_ns)
         self._stream: Stream
         self._sender: Sender
         self._tracker: DirtyTracker
@@ -209,7 +194,7 @@ class _Source:
     def _precopy(self) -> NDArray[np.int64]:
         """Iterate until the rest fits the goal; returns the pages left, found dirty already."""
         dirty = self._iterate(None)
-        while (decision := decide(self._iterations, self._spec)).next == "copy":
+        while (decision := decide(self._seen.iterations, self._spec)).next == "copy":
             dirty = self._iterate(dirty)
         if decision.next == "fail":
             self._phase = enter(self._phase, Phase.FAILED)
@@ -219,8 +204,10 @@ class _Source:
     def _iterate(self, pages: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Send these pages (None: all), and find what has been dirtied meanwhile."""
         at_ns = time.monotonic_ns()
-        number = len(self._iterations) - 1
-        count = self._to_copy = self._guest.memory.page_count if pages is None else len(pages)
+        number = self._seen.next_iteration
+        count = self._seen.pages_to_copy = (
+            self._guest.memory.page_count if pages is None else len(pages)
+        )
         if pages is None:
             self._sender.send_all()
         else:
@@ -228,24 +215,10 @@ class _Source:
         self._sender.end(Kind.END, Kind.ENDED, count, number)
         ended_ns = time.monotonic_ns()
         dirty = self._tracker.collect()
-        self._note(count, at_ns, ended_ns, len(dirty), stunned=False)
-        return dirty
-
-    def _note(
-        self, pages: int, at_ns: int, ended_ns: int, dirty_pages: int, *, stunned: bool
-    ) -> None:
-        self._iterations.append(
-            Iteration(
-                number=len(self._iterations) - 1,
-                pages=pages,
-                memory_bytes=pages * PAGE_BYTES,
-                wire_bytes=self._sender.wire_bytes,
-                at_ns=at_ns - self._started_ns,
-                duration_ns=ended_ns - at_ns,
-                dirty_pages=dirty_pages,
-                stunned=stunned,
-            )
+        self._seen.iterated(
+            count, self._sender.wire_bytes, (at_ns, ended_ns), dirty_pages=len(dirty), stunned=False
         )
+        return dirty
 
     def _switch_over(self, dirty: NDArray[np.int64], prepare_ns: int) -> EngineReport:
         """Stun, send the last pages, hand over. Until RESUME is sent, any failure undoes it."""
@@ -263,7 +236,7 @@ class _Source:
             self._sender.send_pages(last)
             if spec.verify:
                 stream.timeout_ns = spec.hold_timeout_ns
-            self._sender.end(Kind.SWITCHOVER, Kind.LOADED, len(last), len(self._iterations) - 1)
+            self._sender.end(Kind.SWITCHOVER, Kind.LOADED, len(last), self._seen.next_iteration)
             stream.timeout_ns = spec.timeout_ns
             loaded_ns = time.monotonic_ns()
             self._phase = enter(self._phase, Phase.RESUME)
@@ -272,11 +245,13 @@ class _Source:
         resumed = self._hand_over()
         self._phase = enter(self._phase, Phase.COMPLETED)
         total_ns = time.monotonic_ns() - self._started_ns
-        self._note(len(last), stun_ns, loaded_ns, 0, stunned=True)
-        self._sample(time.monotonic_ns())
+        self._seen.iterated(
+            len(last), self._sender.wire_bytes, (stun_ns, loaded_ns), dirty_pages=0, stunned=True
+        )
+        self._seen.sample(self._phase, stream.acknowledged_bytes(), 0)
         return EngineReport(
-            iterations=tuple(self._iterations),
-            samples=tuple(self._samples),
+            iterations=tuple(self._seen.iterations),
+            samples=tuple(self._seen.samples),
             streams=(stream.report(resumed.receive_buffer_bytes),),
             prepare_ns=prepare_ns,
             total_ns=total_ns,
@@ -305,34 +280,7 @@ class _Source:
             raise WireError("the destination spoke out of turn")
         if dead := self._guest.dead_vcpus():
             raise PeerError(f"vCPU {dead} has died")
-        now = time.monotonic_ns()
-        self._sample(now)
-        if now >= self._progress_due_ns:
-            self._progress_due_ns = now + _PROGRESS_NS
-            self._progress(now)
-
-    def _sample(self, now: int) -> None:
-        acknowledged = self._stream.acknowledged_bytes()
-        at_ns = now - self._started_ns
-        left = self._sender.pages_left
-        self._samples.append(Sample(at_ns, self._phase.value, acknowledged, left))
-
-    def _progress(self, now: int) -> None:
-        acknowledged = self._samples[-1].acknowledged_bytes
-        last_ns, last_bytes = self._last_progress
-        self._last_progress = (now, acknowledged)
-        throughput_bps = (acknowledged - last_bytes) * 8e9 / (now - last_ns) if last_ns else 0.0
-        if not throughput_bps and self._iterations:
-            throughput_bps = transmit_rate_bps(self._iterations)
-        left = self._sender.pages_left
-        dirty_rate = self._iterations[-1].dirty_rate_bytes_per_s if self._iterations else 0.0
-        self._hooks.progress(
-            Progress(
-                self._phase,
-                len(self._iterations) - 1,
-                throughput_bps,
-                left,
-                dirty_rate,
-                1 - left / self._to_copy if self._to_copy else 1.0,
-            )
-        )
+        left, acknowledged_bytes = self._sender.pages_left, self._stream.acknowledged_bytes()
+        progress = self._seen.sample(self._phase, acknowledged_bytes, left)
+        if progress is not None:
+            self._hooks.progress(progress)
