@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from testbed.errors import KernelError
-from testbed.kernel import messages, netns, readback, sysctl
+from testbed.kernel import htb, messages, netns, readback, routing, sysctl
 from testbed.kernel.channels import Channels
 from testbed.kernel.refusals import kernel_error
 from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Shape, Veth
@@ -40,7 +40,7 @@ def _set(channels: Channels, step: KernelStep) -> None:
     match step:
         case Shape():
             index = channels.index(step.netns, step.dev)
-            sent = [(step.netns, messages.htb_class(step, index, change=True))]
+            sent = [(step.netns, htb.rate_class(step, index, change=True))]
         case Bridge():
             index = channels.index(step.netns, step.name)
             sent = [(step.netns, messages.configure(index, step.mtu, alias=step.alias))]
@@ -49,7 +49,7 @@ def _set(channels: Channels, step: KernelStep) -> None:
             sysctl.pin_receiving((step.a, step.b))
         case Route():
             index = channels.index(step.netns, step.dev)
-            sent = [(step.netns, messages.route(step, index, replace=True))]
+            sent = [(step.netns, routing.route(step, index, replace=True))]
         case Netns():
             channels.step_into(step.name)
             for name, value in step.sysctls:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from testbed.kernel import messages, netns, readback, sysctl
+from testbed.kernel import htb, messages, netns, readback, routing, sysctl
 from testbed.kernel.alteration import alter
 from testbed.kernel.channels import Channels
 from testbed.kernel.port_closing import close_ports
@@ -175,8 +175,8 @@ class _Work:
             if step.key not in self._shaped:
                 self._shaped.add(step.key)
                 index = self._channels.index(step.netns, step.dev)
-                yield step.netns, _Message(messages.htb_qdisc(index), step, makes=True)
-                yield step.netns, _Message(messages.htb_class(step, index), step)
+                yield step.netns, _Message(htb.qdisc(index), step, makes=True)
+                yield step.netns, _Message(htb.rate_class(step, index), step)
 
     def _ends_of(self, steps: Sequence[Veth]) -> Iterator[tuple[str, _Message]]:
         for step in steps:
@@ -198,15 +198,15 @@ class _Work:
     def _addresses(self, steps: Sequence[Address]) -> Iterator[tuple[str, _Message]]:
         for step in steps:
             index = self._channels.index(step.netns, step.dev)
-            yield step.netns, _Message(messages.address(step, index), step, makes=True)
+            yield step.netns, _Message(routing.address(step, index), step, makes=True)
 
     def _routing(self, chunk: Sequence[KernelStep]) -> Iterator[tuple[str, _Message]]:
         for step in chunk:
             if isinstance(step, Route):
                 index = self._channels.index(step.netns, step.dev)
-                yield step.netns, _Message(messages.route(step, index), step, makes=True)
+                yield step.netns, _Message(routing.route(step, index), step, makes=True)
             elif isinstance(step, Rule):
-                yield step.netns, _Message(messages.rule(step), step, makes=True)
+                yield step.netns, _Message(routing.rule(step), step, makes=True)
 
     def _send(self, queue: Iterator[tuple[str, _Message]]) -> None:
         by_netns: dict[str, list[_Message]] = {}

@@ -9,7 +9,7 @@ import struct
 import sys
 from typing import NamedTuple
 
-from testbed.kernel import messages
+from testbed.kernel import htb, routing
 from testbed.kernel.netlink import Socket, attributes
 
 _ADDRESS = struct.Struct("=BBxxI")  # ifaddrmsg: family, prefixlen, flags, scope, index
@@ -78,7 +78,7 @@ def read_addresses(socket: Socket, family: int) -> set[AddressFact]:
         OSError, RefusedError: the kernel does not answer.
     """
     found = set()
-    for data, start, end in socket.dump(messages.dump(messages.GETADDR, family)):
+    for data, start, end in socket.dump(routing.dump(routing.GETADDR, family)):
         _, prefix, index = _ADDRESS.unpack_from(data, start)
         values = {kind: data[first:last] for kind, first, last in attributes(data, start + 8, end)}
         address = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b"")
@@ -93,7 +93,7 @@ def read_routes(socket: Socket, family: int) -> set[RouteFact]:
         OSError, RefusedError: the kernel does not answer.
     """
     found = set()
-    for data, start, end in socket.dump(messages.dump(messages.GETROUTE, family)):
+    for data, start, end in socket.dump(routing.dump(routing.GETROUTE, family)):
         _, prefix, _, table = _ROUTE.unpack_from(data, start)
         values = {
             kind: data[first:last]
@@ -119,7 +119,7 @@ def read_rules(socket: Socket, family: int) -> set[RuleFact]:
         OSError, RefusedError: the kernel does not answer.
     """
     found = set()
-    for data, start, end in socket.dump(messages.dump(messages.GETRULE, family)):
+    for data, start, end in socket.dump(routing.dump(routing.GETRULE, family)):
         _, _, prefix, table = _ROUTE.unpack_from(data, start)
         values = {
             kind: data[first:last]
@@ -136,7 +136,7 @@ def read_classes(socket: Socket, index: int) -> tuple[ClassFact, ...]:
     Raises:
         OSError, RefusedError: the kernel does not answer.
     """
-    dump = socket.dump(messages.dump_classes(index))
+    dump = socket.dump(htb.dump_classes(index))
     return tuple(_class(data, start, end) for data, start, end in dump)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import messages, netns
+from testbed.kernel import htb, netns
 from testbed.kernel.channels import Channels
 from testbed.kernel.facts import ClassFact, read_classes
 from testbed.kernel.links import Link, read_links
@@ -67,4 +67,4 @@ def _shape(channels: Channels, where: str, link: Link) -> ClassFact | None:
         classes = read_classes(channels.socket(where), link.index)
     except (OSError, RefusedError) as error:
         raise KernelError("read the shape of", f"{link.name} in {where}", str(error)) from error
-    return next((fact for fact in classes if fact.handle == messages.HTB_CLASS), None)
+    return next((fact for fact in classes if fact.handle == htb.HTB_CLASS), None)

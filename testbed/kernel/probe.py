@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from testbed.kernel import messages, netns, syscalls
+from testbed.kernel import htb, messages, netns, syscalls
 from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.template import ACK, CREATE, EXCLUSIVE, Template
 from testbed.plan.steps import End, Shape, Veth
@@ -140,7 +140,7 @@ def _bridge(opened: Socket) -> str:
 
 def _htb(opened: Socket) -> str:
     shape = Shape("", "probe-a", 10**11, 1500, 12_500_000_000, 262144, "")
-    return _sent(opened, messages.htb_qdisc(2), messages.htb_class(shape, 2)) + " of 100 Gbit/s"
+    return _sent(opened, htb.qdisc(2), htb.rate_class(shape, 2)) + " of 100 Gbit/s"
 
 
 def _rps(_: Socket) -> str:
@@ -153,7 +153,7 @@ def _clsact(opened: Socket) -> str:
     fields = {"index": 3, "handle": _CLSACT_HANDLE, "parent": _CLSACT_PARENT}
     template = Template(
         tcmsg,
-        messages.NEWQDISC,
+        htb.NEWQDISC,
         ACK | CREATE | EXCLUSIVE,
         fields,
         attributes=[("TCA_KIND", "clsact")],
@@ -163,11 +163,11 @@ def _clsact(opened: Socket) -> str:
 
 def _netem(opened: Socket) -> str:
     # An empty netem qdisc, with its fixed struct (latency, limit 1000, loss, gap, dup, jitter).
-    fields = {"index": 4, "handle": 0x20000, "parent": messages.TC_ROOT}
+    fields = {"index": 4, "handle": 0x20000, "parent": htb.TC_ROOT}
     options = {"delay": 15625, "limit": 1000, "loss": 0, "gap": 0, "duplicate": 0, "jitter": 0}
     template = Template(
         tcmsg,
-        messages.NEWQDISC,
+        htb.NEWQDISC,
         ACK | CREATE | EXCLUSIVE,
         fields,
         attributes=[("TCA_KIND", "netem"), ("TCA_OPTIONS", options)],

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import facts, messages, netns, sysctl
+from testbed.kernel import facts, htb, netns, routing, sysctl
 from testbed.kernel.channels import Channels
 from testbed.kernel.links import Link, read_links
 from testbed.kernel.netlink import RefusedError, Socket
@@ -152,7 +152,7 @@ def _compare_addresses(socket: Socket, steps: Sequence[Address], links: dict[str
     found = {fact for family in families for fact in facts.read_addresses(socket, family)}
     for step in steps:
         host, _, prefix = step.address.partition("/")
-        packed = messages.packed_ip(host)
+        packed = routing.packed_ip(host)
         index = _index(step, step.dev, links)
         wanted = facts.AddressFact(index, packed, int(prefix or len(packed) * 8))
         if wanted not in found:
@@ -161,7 +161,7 @@ def _compare_addresses(socket: Socket, steps: Sequence[Address], links: dict[str
 
 
 def _texts(addresses: Sequence[facts.AddressFact]) -> str:
-    return ", ".join(f"{messages.ip_text(fact.address)}/{fact.prefix}" for fact in addresses)
+    return ", ".join(f"{routing.ip_text(fact.address)}/{fact.prefix}" for fact in addresses)
 
 
 def _compare_routes(socket: Socket, steps: Sequence[Route], links: dict[str, Link]) -> None:
@@ -169,14 +169,14 @@ def _compare_routes(socket: Socket, steps: Sequence[Route], links: dict[str, Lin
     found = {(f, fact) for f in families for fact in facts.read_routes(socket, f)}
     for step in steps:
         host, _, prefix = step.destination.partition("/")
-        packed = b"" if host == "default" else messages.packed_ip(host)
+        packed = b"" if host == "default" else routing.packed_ip(host)
         wanted = facts.RouteFact(
             step.table,
             b"" if prefix == "0" else packed,
             int(prefix or len(packed) * 8),
             _index(step, step.dev, links),
-            messages.packed_ip(step.via) if step.via else b"",
-            messages.packed_ip(step.source) if step.source else b"",
+            routing.packed_ip(step.via) if step.via else b"",
+            routing.packed_ip(step.source) if step.source else b"",
         )
         if (step.family, wanted) not in found:
             near = [fact for _, fact in found if fact.table == step.table]
@@ -187,7 +187,7 @@ def _compare_rules(socket: Socket, steps: Sequence[Rule]) -> None:
     families = {step.family for step in steps}
     found = {fact for family in families for fact in facts.read_rules(socket, family)}
     for step in steps:
-        packed = messages.packed_ip(step.source)
+        packed = routing.packed_ip(step.source)
         if facts.RuleFact(packed, len(packed) * 8, step.table) not in found:
             tables = sorted(fact.table for fact in found if fact.source == packed)
             raise _differs(step, "rule", f"table {step.table}", f"tables {tables} for it")
@@ -195,17 +195,17 @@ def _compare_rules(socket: Socket, steps: Sequence[Rule]) -> None:
 
 def _compare_shape(socket: Socket, step: Shape, links: dict[str, Link]) -> None:
     classes = facts.read_classes(socket, _index(step, step.dev, links))
-    found = next((fact for fact in classes if fact.handle == messages.HTB_CLASS), None)
+    found = next((fact for fact in classes if fact.handle == htb.HTB_CLASS), None)
     if found is None:
         raise _differs(step, f"HTB class of {step.dev}", "one", "none")
     rate = step.htb_rate_bytes_per_s
-    ticks = messages.burst_ticks(step.burst_bytes, rate)
+    ticks = htb.burst_ticks(step.burst_bytes, rate)
     for what, want, have in (
         ("rate in bytes/s", rate, found.rate),
         ("ceil in bytes/s", rate, found.ceil),
         ("burst in ticks of 64 ns", ticks, found.burst),
         ("cburst in ticks of 64 ns", ticks, found.cburst),
-        ("quantum in bytes", messages.QUANTUM_BYTES, found.quantum),
+        ("quantum in bytes", htb.QUANTUM_BYTES, found.quantum),
     ):
         if want != have:
             raise _differs(step, what, want, have)

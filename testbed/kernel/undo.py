@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import messages, netns
+from testbed.kernel import htb, messages, netns, routing
 from testbed.kernel.channels import Channels
 from testbed.kernel.refusals import kernel_error
 from testbed.plan.steps import Address, Bridge, KernelStep, Netns, Route, Rule, Shape, Veth
@@ -95,12 +95,12 @@ def _undo_one(channels: Channels, step: KernelStep, where: str, link: str) -> Ke
 def _message(channels: Channels, step: KernelStep, where: str, link: str) -> bytearray:
     match step:
         case Address():
-            return messages.address(step, channels.index(where, link), delete=True)
+            return routing.address(step, channels.index(where, link), delete=True)
         case Route():
-            return messages.route(step, channels.index(where, link), messages.DELROUTE)
+            return routing.route(step, channels.index(where, link), routing.DELROUTE)
         case Rule():
-            return messages.rule(step, delete=True)
+            return routing.rule(step, delete=True)
         case Shape():
-            return messages.delete_qdisc(channels.index(where, link))
+            return htb.delete_qdisc(channels.index(where, link))
         case _:
             return messages.delete_link(link)

@@ -12,7 +12,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from testbed.kernel import messages
+from testbed.kernel import htb, messages, routing
 from testbed.kernel.port import rarp_frame
 from testbed.plan.steps import Address, End, Route, Shape, Veth
 
@@ -69,7 +69,7 @@ def test_an_alias_of_any_length_goes_last(alias, mtu, index):
 def test_addresses_of_both_families(address, data, index):
     prefix = data.draw(st.integers(0, address.max_prefixlen))
     step = Address("ns", "vmk1", f"{address}/{prefix}", "")
-    message = decoded(ifaddrmsg, messages.address(step, index))
+    message = decoded(ifaddrmsg, routing.address(step, index))
     assert message.get_attr("IFA_LOCAL") == str(address)
     assert message["prefixlen"] == prefix
     assert message["index"] == index
@@ -82,7 +82,7 @@ def test_addresses_of_both_families(address, data, index):
 )
 def test_routes(destination, via, length, scope):
     step = Route("ns", destination, "vmk1", 1001, "", 4, via, "10.0.0.7")
-    message = decoded(rtmsg, messages.route(step, 9))
+    message = decoded(rtmsg, routing.route(step, 9))
     assert (message["dst_len"], message["scope"]) == (length, scope)
     assert message.get_attr("RTA_TABLE") == 1001
     assert message.get_attr("RTA_GATEWAY") == via
@@ -91,17 +91,17 @@ def test_routes(destination, via, length, scope):
 
 @given(st.integers(1000, 400 * 10**9), st.integers(16 * 1024, 1 << 20))
 def test_a_burst_in_ticks_is_the_burst_to_one_tick(rate, burst_bytes):
-    ticks = messages.burst_ticks(burst_bytes, rate)
+    ticks = htb.burst_ticks(burst_bytes, rate)
     if ticks < 2**32 - 1:
-        back = ticks * messages.TICK_NS * rate / 1e9
+        back = ticks * htb.TICK_NS * rate / 1e9
         assert burst_bytes - 1e-6 * burst_bytes <= back
-        assert back <= burst_bytes + messages.TICK_NS * rate / 1e9 + 1
+        assert back <= burst_bytes + htb.TICK_NS * rate / 1e9 + 1
 
 
 @given(st.integers(1, 2**40))
 def test_a_rate_beyond_32_bits_is_carried_whole(rate):
     step = Shape("ns", "vmnic0", rate * 8, 1500, rate, 65536, "")
-    options = decoded(tcmsg, messages.htb_class(step, 3)).get_attr("TCA_OPTIONS")
+    options = decoded(tcmsg, htb.rate_class(step, 3)).get_attr("TCA_OPTIONS")
     assert options.get_attr("TCA_HTB_RATE64") == rate
     assert options.get_attr("TCA_HTB_CEIL64") == rate
     assert options.get_attr("TCA_HTB_PARMS")["rate"] == min(rate, 2**32 - 1)
