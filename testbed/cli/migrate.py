@@ -90,8 +90,7 @@ def _update(event: dict[str, Any]) -> Update:
     """The engine's progress as the display takes it."""
     from testbed.report.progress import Update
 
-    left, fraction = event["pages_left"], event["copied_fraction"]
-    total = round(left / (1 - fraction)) if fraction < 1 else 0
+    total, left = event["pages_to_copy"], event["pages_left"]
     phase = event["phase"] if event["phase"] != "pre-copy" else str(event["iteration"])
     return Update(
         phase=phase,

@@ -36,6 +36,7 @@ def start_supervisor(directory: LabDirectory, lock_fd: int) -> None:
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's threads can't be forked
                 pass_fds=(write_end, lock_fd),
                 start_new_session=True,
                 check=False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from testbed.errors import LabError
-from testbed.kernel import builder
+from testbed.kernel import builder, netns
 from testbed.lab.client import request
 from testbed.lab.cpus import cpu_count
 from testbed.lab.directory import LabDirectory
@@ -17,6 +17,7 @@ from testbed.lab.launch import kill_supervisor, start_supervisor, supervisor_of
 from testbed.lab.privilege import require_root
 from testbed.plan.compile import compile_plan
 from testbed.plan.difference import difference
+from testbed.plan.names import owner_of
 from testbed.plan.plan import kernel_steps, lab_steps, step_to_json
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ def up(
                 )
             take_down(directory)
             cleaned = True
+        elif strays := [n for n in netns.names() if owner_of(n) == topology.name]:
+            raise LabError(
+                f"namespace {strays[0]} carries this lab's name, but there is no journal of it;"
+                f" 'testbed down {topology.name}' removes it if it is yours, or rename the lab"
+            )
         plan = compile_plan(topology, cpus=cpu_count())
         journal = Journal("building", topology.file, topology.text, plan, {})
         with ExitStack() as undo:

@@ -25,7 +25,7 @@ class Progress:
     throughput_bps: float
     pages_left: int
     dirty_rate_bytes_per_s: float
-    copied_fraction: float
+    pages_to_copy: int
 
 
 class Observation:
@@ -91,5 +91,5 @@ class Observation:
             throughput_bps,
             pages_left,
             last.dirty_rate_bytes_per_s if last else 0.0,
-            1 - pages_left / self.pages_to_copy if self.pages_to_copy else 1.0,
+            self.pages_to_copy,
         )
