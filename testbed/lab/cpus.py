@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: wires are spread over them."""
+"""How many CPUs this machine has."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def compile_plan(
 
     Args:
         topology: validated.
-        cpus: how many CPUs this machine has; wires are spread over them.
+        cpus: how many CPUs this machine has; one of them handles the lab's wires.
         placement: the hosts that VMs run on now, where they have moved from the file's.
 
     Raises:

@@ -27,7 +27,7 @@ class Network:
 
     def __init__(self, lab: str, cpus: int) -> None:
         self.lab = lab
-        self.cpus = cpus
+        self.cpu = crc32(lab.encode()) % cpus
         self.names = InterfaceNames()
         self.bridges: dict[tuple[str, str], str] = {}
         self.steps: list[Step] = []
@@ -54,12 +54,10 @@ class Network:
     ) -> End:
         """One end of a wire, to be given to `add_wire`.
 
-        One CPU handles all that an end receives, so that the wire keeps the order of its
-        frames; which one follows from the end's name alone.
+        One CPU handles what all the lab's wires receive (docs/decisions/0007-one-cpu.md).
         """
         given = self.names.give(netns, name)
-        cpu = crc32(f"{netns}/{given}".encode()) % self.cpus
-        return End(netns, given, mtu, alias(self.lab, name), mac, master, cpu)
+        return End(netns, given, mtu, alias(self.lab, name), mac, master, self.cpu)
 
     def add_wire(self, a: End, b: End, rate_bps: int | None = None) -> Veth:
         """A wire, shaped at both sending ends if it has a rate."""
