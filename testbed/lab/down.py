@@ -56,9 +56,8 @@ def take_down(directory: LabDirectory) -> TakenDown:
     except LabError:
         journaled = set()  # the tags tell
     ours = [n for n in netns.names() if n in journaled or owner_of(n) == directory.name]
-    inside = processes.processes_in(ours)
-    processes.end(inside)
+    inside = processes.end_in(ours)
     for name in ours:
         netns.remove(name)
     directory.remove()
-    return TakenDown(tuple(ours), tuple(inside), supervisor)
+    return TakenDown(tuple(ours), inside, supervisor)

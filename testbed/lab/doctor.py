@@ -1,0 +1,62 @@
+"""What this machine can do for a lab: the kernel's capabilities and the guest's tracking."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+from testbed.errors import KernelError
+from testbed.guest import tracking
+from testbed.kernel.probe import Capability, probe
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found; `mechanisms` maps a feature to what it uses here.
+
+    `missing` names what no lab can do without and this machine lacks.
+    """
+
+    kernel: str
+    mechanisms: dict[str, str]
+    capabilities: tuple[Capability, ...]
+    missing: tuple[str, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Probe this machine; what needs root and can't be tried is said to be so."""
+    found = {has.name: has for has in probe()}
+    return Diagnosis(
+        kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
+        mechanisms={
+            "namespaces, wires, switches": _mechanism(found, "network namespaces", "veth, bridge"),
+            "rates": _mechanism(found, "htb", "HTB, read back"),
+            "dirty tracking": _tracking(),
+            "iperf": _mechanism(found, "iperf3", "the iperf3 program"),
+            "latency, jitter, loss": "not built yet",
+            "VLAN, marking, teaming, NIOC": "not built yet",
+        },
+        capabilities=tuple(found.values()),
+        missing=tuple(name for name in INDISPENSABLE if found[name].present is False),
+    )
+
+
+INDISPENSABLE = ("network namespaces", "veth", "bridge", "htb")
+
+
+def _mechanism(found: dict[str, Capability], name: str, mechanism: str) -> str:
+    has = found.get(name)
+    if has is None or has.present:
+        return mechanism
+    return "needs root to find out" if has.present is None else f"none: {has.detail}"
+
+
+def _tracking() -> str:
+    """Which dirty tracking a guest will use, tried for real."""
+    try:
+        name, reason = tracking.probe()
+    except KernelError as error:
+        return f"none: {error.cause}"
+    note = "" if os.geteuid() == 0 else " (as root it may be another)"
+    return f"{name}: {reason}{note}"
