@@ -21,7 +21,7 @@ def commands_page() -> str:
 
     parts = [MADE, "# Commands\n"]
     for name in COMMANDS:
-        context = click.Context(cli, info_name="testbed")
+        context = click.Context(cli, info_name="testbed", **cli.context_settings)
         command = cli.get_command(context, name)
         if command is None:
             raise LookupError(name)
