@@ -25,7 +25,7 @@ import numpy as np
 
 from testbed.guest import layout
 from testbed.guest.userfaultfd import open_userfaultfd
-from testbed.guest.workload import BEAT_NS
+from testbed.guest.workload import BEAT_NS, IDLE_BEAT_NS
 
 if TYPE_CHECKING:
     import socket
@@ -167,11 +167,12 @@ class _Vcpu:
     def _run(self) -> None:
         command, state, workload = self._command, self._state, self._start.workload
         memory, written, interval_ns = self._start.memory, self._start.written, workload.interval_ns
+        beat_ns = IDLE_BEAT_NS if interval_ns is None else BEAT_NS
         now = time.monotonic_ns()
         due = float(now)
         while command[0]:
             if interval_ns is None:
-                due = now + BEAT_NS
+                due = now + beat_ns
             else:
                 batch = state[layout.BATCHES]
                 pages = workload.write(memory, batch)
@@ -183,7 +184,7 @@ class _Vcpu:
                 now = self._beat()
                 due = max(due, now - _MADE_UP_NS)
             while now < due and command[0]:
-                wait_ns = min(due - now, BEAT_NS)
+                wait_ns = min(due - now, beat_ns)
                 if select.select([self._wake_fd], [], [], wait_ns / 1e9)[0]:
                     os.read(self._wake_fd, 8)
                 now = self._beat()

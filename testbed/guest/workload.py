@@ -12,6 +12,7 @@ write until the working set is full; n uniform writes to W pages hit W(1 - e^(-n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from testbed.guest.memory import GuestMemory
     from testbed.guest.specification import GuestSpec, WorkloadKind
 
-BEAT_NS = 1_000_000  # an idle vCPU beats this often; a batch comes at most this late
+BEAT_NS = 1_000_000  # a vCPU that writes beats at least this often
+IDLE_BEAT_NS = 100_000_000  # an idle one; 128 of them beating each ms would take two cores
 # First writes to protected pages cost about 1 us each (kernel notes): a batch of these stays
 # below 200 us, so that a vCPU reaches the end of its batch that soon.
 PAGES_PER_BATCH = 128
@@ -44,7 +46,8 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _key(*parts: int) -> int:
     """One word from several numbers."""
-    return int.from_bytes(np.random.SeedSequence(parts).generate_state(2).tobytes(), "little")
+    # numpy.random would do, but each VMX would load it anew, for 40 ms.
+    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True, slots=True)

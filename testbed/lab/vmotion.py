@@ -45,9 +45,10 @@ async def migrate(estate: Estate, request: Message, emit: Callable[[Message], No
         InputError: there is no such VM or host.
         LabError: the VM may not move there; nothing was touched.
     """
+    started_ns = time.monotonic_ns()
     running, vm, host = _checked_request(estate, request)
     path = vmotion_path(estate.topology.host(running.step.host), host)
-    move = _Move(estate, running, vm, host, path, request, emit)
+    move = _Move(estate, running, vm, host, path, request, emit, started_ns)
     standing = running.step
     outcome = await move.carry_out()
     return migration_result(estate, request, step=standing, path=path, outcome=outcome)
@@ -80,6 +81,7 @@ class _Move:
     path: VmotionPath
     request: Message
     emit: Callable[[Message], None]
+    started_ns: int
 
     @property
     def old_step(self) -> PowerOn:
@@ -148,7 +150,7 @@ class _Move:
         async with leaving.conversation:
             arriving.send({"command": "receive", **there})
             checked(await arriving.receive(PREPARE_DEADLINE_S))
-            leaving.send({"command": "migrate", **here})
+            leaving.send({"command": "migrate", "started_ns": self.started_ns, **here})
             source = asyncio.create_task(self._follow_source(leaving))
             destination = asyncio.create_task(self._follow_destination(leaving, arriving))
             settled = asyncio.create_task(self._settled(source, destination, arriving, here))

@@ -140,7 +140,8 @@ class _Vmx:
             hooks = source.SourceHooks(
                 cut=plug.close, uncut=plug.open, progress=self._progress, cancelled=self._cancelled
             )
-            report = source.migrate(guest, _migration_spec(message["spec"]), hooks)
+            spec = _migration_spec(message["spec"])
+            report = source.migrate(guest, spec, hooks, message["started_ns"])
         return {"event": "sent", "engine": asdict(report)}
 
     def _progress(self, progress: source.Progress) -> None:
