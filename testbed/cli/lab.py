@@ -23,6 +23,9 @@ def up_command(topology_file: Path) -> None:
     match brought.outcome:
         case "unchanged":
             click.echo(f"lab {found.name!r} is up already; nothing changed")
+        case "revived":
+            vms = ", ".join(brought.powered_on)
+            click.echo(f"lab {found.name!r} is up; powered on afresh, as they had failed: {vms}")
         case "restarted":
             click.echo(
                 f"the supervisor of lab {found.name!r} had ended: started it again;"
@@ -41,6 +44,7 @@ def up_command(topology_file: Path) -> None:
 def apply_command(topology_file: Path) -> None:
     """Change a running lab to what the file says now; 'testbed plan' shows it first."""
     from testbed import topology
+    from testbed.errors import LabError
     from testbed.lab.client import request
     from testbed.lab.directory import LabDirectory
     from testbed.lab.privilege import require_root
@@ -48,17 +52,27 @@ def apply_command(topology_file: Path) -> None:
     found = topology.load(topology_file)
     require_root(f"apply {topology_file}")
     directory = LabDirectory(found.name)
-    with directory.locked():
-        answer = request(
-            directory,
-            {"command": "apply", "topology_file": found.file, "topology_text": found.text},
-        )
+    if not directory.exists():
+        raise LabError(f"there is no lab {found.name!r}; 'testbed up {topology_file}' builds it")
+    # Without the lab's lock: the supervisor makes one change at a time, and 'down' may end it.
+    answer = request(
+        directory,
+        {
+            "command": "apply",
+            "topology_file": str(topology_file.absolute()),
+            "topology_text": found.text,
+        },
+    )
     for mark, key in (("-", "undone"), ("~", "altered"), ("+", "done")):
         for line in answer[key]:
             click.echo(f"{mark} {line}")
     for note in answer["notes"]:
         click.echo(f"note: {note}")
-    if not (answer["undone"] or answer["altered"] or answer["done"]):
+    if answer["undone"] or answer["altered"] or answer["done"]:
+        return
+    if answer["properties"]:
+        click.echo("changed properties that are no kernel objects (memory, cores, services)")
+    else:
         click.echo(f"lab {found.name!r} is as the file says; nothing changed")
 
 

@@ -53,6 +53,7 @@ def migrate_command(
     from testbed.lab.client import request
     from testbed.lab.enter import running_lab
     from testbed.lab.privilege import require_root
+    from testbed.report.files import make_directory
     from testbed.report.progress import progress
     from testbed.report.store import from_json
     from testbed.units import parse_duration_ns
@@ -61,8 +62,12 @@ def migrate_command(
         goal_ns = parse_duration_ns(switchover_goal)
     except ValueError as error:
         raise InputError(f"--switchover-goal: {error}") from error
+    if goal_ns == 0:
+        raise InputError("--switchover-goal: a stun of no time at all can't be; give 1ms or more")
     require_root(f"migrate {vm} --to {to}")
     directory, _ = running_lab(lab)
+    if not no_results:
+        make_directory(results)
     with progress(sys.stderr) as show:
         answer = request(
             directory,

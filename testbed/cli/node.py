@@ -8,11 +8,11 @@ import shlex
 import click
 
 
-def _enter(lab: str, node: str, command: tuple[str, ...]) -> None:
+def _enter(lab: str, node: str, command: tuple[str, ...], called: str) -> None:
     from testbed.lab.enter import netns_of, replace_process, running_lab
     from testbed.lab.privilege import require_root
 
-    require_root(f"exec {lab} {node} -- {shlex.join(command)}")
+    require_root(called)
     _, journal = running_lab(lab)
     environment = {"TESTBED_LAB": lab, "TESTBED_NODE": node, "PS1": f"[{node}@{lab}] \\w # "}
     replace_process(netns_of(journal, node), command, environment)
@@ -27,7 +27,7 @@ def exec_command(lab: str, node: str, command: tuple[str, ...]) -> None:
 
     The exit code is the command's own.
     """
-    _enter(lab, node, command)
+    _enter(lab, node, command, f"exec {lab} {node} -- {shlex.join(command)}")
 
 
 @click.command("shell")
@@ -35,4 +35,4 @@ def exec_command(lab: str, node: str, command: tuple[str, ...]) -> None:
 @click.argument("node")
 def shell_command(lab: str, node: str) -> None:
     """Open a shell in NODE of LAB."""
-    _enter(lab, node, (os.environ.get("SHELL", "/bin/sh"),))
+    _enter(lab, node, (os.environ.get("SHELL", "/bin/sh"),), f"shell {lab} {node}")

@@ -52,7 +52,7 @@ def _show(status: dict[str, Any]) -> None:
     console.print(
         f"lab [bold]{status['lab']}[/bold] is {status['state']}, from {status['topology_file']}"
     )
-    vms = Table("VM", "host", "state", "memory", "vCPUs", "workload", "pages written", "moves")
+    vms = Table("VM", "host", "state", "memory", "vCPUs", "workload", "pages written", "resumed")
     for vm in status["vms"]:
         counters = vm["counters"] or {}
         rate = format_byte_rate(vm["dirty_rate_bytes_per_s"])

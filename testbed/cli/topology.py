@@ -103,4 +103,4 @@ def _show_difference(change: Difference, as_json: bool) -> None:
     for vm in powered_off(change):
         click.echo(f"note: {vm} is powered off by this and loses its memory", err=True)
     if not change:
-        click.echo("the running lab is as the file says")
+        click.echo("no kernel object of the running lab would change")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.kernel import htb, messages, netns, readback, routing, sysctl
-from testbed.kernel.alteration import alter
 from testbed.kernel.channels import Channels
 from testbed.kernel.port_closing import close_ports
 from testbed.kernel.refusals import kernel_error
@@ -18,8 +17,6 @@ from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, R
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
-
-__all__ = ("Built", "Interrupted", "alter", "build")
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,7 @@ def inside(name: str) -> Iterator[None]:
 def in_thread(function: Callable[[threading.Event], _T]) -> _T:
     """The result of `function` in a thread of its own, which may change its namespaces.
 
-    What runs here can undo its work undisturbed: Ctrl-C and SIGTERM only set the event that
+    What runs here can undo its work undisturbed: Ctrl-C, SIGTERM and SIGHUP only set the event that
     it is given, whereupon it should give up, and are delivered once it is done.
 
     Raises:
@@ -225,7 +225,7 @@ def _deferred(stop: threading.Event) -> Iterator[None]:
         yield  # only the main thread runs signal handlers
         return
     arrived: list[int] = []
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def note(number: int, _: object) -> None:
         arrived.append(number)

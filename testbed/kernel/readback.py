@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _RUNNING_DEADLINE_NS = 5 * 10**9  # a veth is operational within ms of its two ends being up
-_REMEDY = "another program may have changed it: `testbed apply` puts it right, or down and up"
+_REMEDY = "another program may have changed it: 'testbed down' and 'up' put it right"
 
 
 @dataclass

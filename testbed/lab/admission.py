@@ -21,11 +21,25 @@ class VmotionPath:
     """The vMotion adapters of both hosts and the addresses that the streams use."""
 
     source_vmk: str
-    source_address: str
+    source_network: IPNetwork
     destination_vmk: str
-    destination_address: str
-    ip_version: int
+    destination_network: IPNetwork
     mtu: int
+
+    @property
+    def source_address(self) -> str:
+        """Where the stream comes from."""
+        return str(self.source_network.ip)
+
+    @property
+    def destination_address(self) -> str:
+        """Where the stream goes to."""
+        return str(self.destination_network.ip)
+
+    @property
+    def ip_version(self) -> int:
+        """4 or 6."""
+        return int(self.source_network.version)
 
 
 def used_memory_bytes(topology: Topology, placement: Mapping[str, str], host: str) -> int:
@@ -100,10 +114,9 @@ def vmotion_path(source: Host, destination: Host) -> VmotionPath:
     )
     return VmotionPath(
         source_vmk=ours.name,
-        source_address=str(here.ip),
+        source_network=here,
         destination_vmk=theirs.name,
-        destination_address=str(there.ip),
-        ip_version=here.version,
+        destination_network=there,
         mtu=min(ours.mtu, theirs.mtu),
     )
 

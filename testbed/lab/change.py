@@ -6,14 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from testbed import topology as topologies
-from testbed.errors import KernelError, LabError
-from testbed.kernel import builder, undo
+from testbed.errors import LabError
+from testbed.kernel import builder, processes, undo
 from testbed.kernel.alteration import alter
+from testbed.kernel.neighbours import forget
 from testbed.lab.cpus import cpu_count
 from testbed.plan.compile import compile_plan
-from testbed.plan.difference import Difference, difference
+from testbed.plan.difference import Difference, difference, powered_off
 from testbed.plan.plan import Plan, kernel_steps, lab_steps
-from testbed.plan.steps import PowerOn
+from testbed.plan.steps import Address, LabStep, Netns, PowerOn
 from testbed.plan.text import describe
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ def preview(running: Plan, placement: Mapping[str, str], topology: Topology) -> 
     return difference(running, compile_plan(topology, cpus=cpu_count(), placement=kept))
 
 
+def same_but_for_text(a: Topology, b: Topology) -> bool:
+    """Whether two topologies mean the same; what is no kernel object counts as well."""
+    return replace(a, text="", file="") == replace(b, text="", file="")
+
+
 def notes(topology: Topology, placement: Mapping[str, str]) -> list[str]:
     """What the user should know about VMs that are not where the file says."""
     return [
@@ -64,6 +70,11 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
     """
     old = estate.journal
     topology = topologies.loads(topology_text, topology_file)
+    if old.state != "up":
+        raise LabError(
+            f"apply {topology_file}: lab {old.plan.lab!r} is {old.state};"
+            f" 'testbed down {old.plan.lab}' and 'testbed up {topology_file}' mend it"
+        )
     if topology.name != old.plan.lab:
         raise LabError(
             f"apply {topology_file}: it describes lab {topology.name!r}, not {old.plan.lab!r};"
@@ -84,27 +95,38 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
     estate.write_journal(replace(old, state="changing", plan=union))
     done: list[Step] = []
     try:
-        await _carry_out(estate, change, done)
+        await _carry_out(estate, plan, change, done)
     except BaseException as error:
         await _restore(estate, change, done, error)
         estate.write_journal(old)
         raise
     estate.write_journal(new)
-    estate.topology = topology
+    before, estate.topology = estate.topology, topology
     return {
         "undone": [describe(step) for step in change.undo],
         "altered": [describe(step) for _, step in change.alter],
         "done": [describe(step) for step in change.do],
-        "notes": notes(topology, placement),
+        "properties": same_but_for_text(topology, before) is False,
+        "notes": [
+            *(f"{vm} was powered off: its memory is lost" for vm in powered_off(change)),
+            *notes(topology, placement),
+        ],
     }
 
 
-async def _carry_out(estate: Estate, change: Difference, done: list[Step]) -> None:
-    """Make the change; `done` gets the steps that have been made, for whoever must go back."""
+async def _carry_out(estate: Estate, plan: Plan, change: Difference, done: list[Step]) -> None:
+    """Make the change; `done` gets the steps that have been made, for whoever must go back.
+
+    An address may have another MAC now: whoever remembers the old one is made to ask again.
+    """
     await _undo(estate, change.undo)
-    for before, after in change.alter:
-        alter(before, after)
+    _alter(change.alter)
     await _do(estate, change.do, done)
+    addresses = [step for step in (*change.undo, *change.do) if isinstance(step, Address)]
+    forget(
+        [step.name for step in plan.steps if isinstance(step, Netns)],
+        [step.address.partition("/")[0] for step in addresses],
+    )
 
 
 async def _restore(
@@ -120,10 +142,9 @@ async def _restore(
     try:
         await _undo(estate, tuple(reversed(done)))
         undo.remove(list(reversed(kernel_steps(change.undo))))  # what had not gone yet
-        for before, after in change.alter:
-            alter(after, before)
+        _alter(tuple((after, before) for before, after in change.alter))
         await _do(estate, tuple(reversed(change.undo)), [])
-    except (KernelError, LabError) as worse:
+    except Exception as worse:
         estate.write_journal(estate.journal.in_state("broken"))
         raise LabError(
             f"apply failed ({error}) and could not be undone ({worse});"
@@ -131,10 +152,19 @@ async def _restore(
         ) from error
 
 
+def _alter(pairs: tuple[tuple[Step, Step], ...]) -> None:
+    """In place; a datastore's hosts are in the topology alone."""
+    for before, after in pairs:
+        if not isinstance(before, LabStep) and not isinstance(after, LabStep):
+            alter(before, after)
+
+
 async def _undo(estate: Estate, steps: tuple[Step, ...]) -> None:
     """Undo in the order given: what isn't in the kernel first, as it stands on the rest."""
     for step in lab_steps(steps):
         await estate.undo(step)
+    # What runs in a namespace that goes would keep it alive, out of anybody's reach.
+    processes.end_in([step.name for step in steps if isinstance(step, Netns)])
     undo.remove(list(reversed(kernel_steps(steps))))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 END_DEADLINE_S = 5.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Child:
@@ -32,6 +34,7 @@ class Child:
         self.conversation = asyncio.Lock()
         self.exit_status: int | None = None
         self._pidfd = pidfd
+        self._asked = 0
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -45,34 +48,41 @@ class Child:
         needn't. It holds no guest's memory, so the child gets none.
         """
         ours, theirs = socket.socketpair()
+        supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become_child(theirs, main)
+            _become_child(theirs, main, supervisor)
         theirs.close()
         channel = cls(pid, os.pidfd_open(pid))
         reader, channel._writer = await asyncio.open_connection(sock=ours, limit=LARGEST_LINE_BYTES)
         channel._reading = asyncio.create_task(channel._read(reader))
         return channel
 
-    def send(self, message: Message) -> None:
-        """Say something to it."""
+    def ask(self, message: Message) -> None:
+        """Send a command; what is still to come of an earlier one will be passed over."""
+        self._asked += 1
+        self.tell({**message, "ask": self._asked})
+
+    def tell(self, message: Message) -> None:
+        """Say something that belongs to the command under way."""
         if self._writer is not None:
             self._writer.write(encode(message))
 
     async def receive(self, timeout_s: float | None = None) -> Message:
-        """Its next message.
+        """Its next message that answers the last command.
 
         Raises:
             LabError: it ended, or said nothing in time.
         """
         try:
-            message = await asyncio.wait_for(self._messages.get(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                while (message := await self._messages.get()) is not None:
+                    if message.get("ask", self._asked) == self._asked:
+                        return message
         except TimeoutError:
             raise LabError(f"process {self.pid} said nothing for {timeout_s:g} s") from None
-        if message is None:
-            self._messages.put_nowait(None)  # for whoever asks next
-            raise LabError(f"process {self.pid} ended")
-        return message
+        self._messages.put_nowait(None)  # for whoever asks next
+        raise LabError(f"process {self.pid} ended")
 
     async def call(self, message: Message, timeout_s: float | None = None) -> Message:
         """Send a command and return its answer.
@@ -81,7 +91,7 @@ class Child:
             LabError: it ended, said nothing in time, or answered with an error.
         """
         async with self.conversation:
-            self.send(message)
+            self.ask(message)
             answer = await self.receive(timeout_s)
         return checked(answer)
 
@@ -136,10 +146,15 @@ def checked(answer: Message) -> Message:
     return answer
 
 
-def _become_child(control: socket.socket, main: Callable[[socket.socket], None]) -> None:
+def _become_child(
+    control: socket.socket, main: Callable[[socket.socket], None], supervisor: int
+) -> None:
     """Run `main` in the forked child and never return: nothing of the supervisor's runs on."""
     code = 1
     try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != supervisor:
+            os._exit(1)  # it died before the kernel could be told
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

@@ -38,11 +38,14 @@ def request(
                 f" 'testbed up' with the lab's file starts it again, 'testbed down {name}' ends it"
             ) from error
         lines = LineSocket(sock)
-        lines.send(message)
+        asked = False
         while True:
             try:
+                if not asked:
+                    lines.send(message)
+                    asked = True
                 answer = lines.receive(timeout_s)
-            except (EOFError, ConnectionResetError) as error:
+            except (EOFError, ConnectionError) as error:
                 raise LabError(
                     f"{message['command']} in lab {name!r}: the supervisor ended;"
                     f" its last words are in {directory.log}"

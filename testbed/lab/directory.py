@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.errors import LabError
+from testbed.errors import InputError, LabError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,17 @@ class LabDirectory:
 
     name: str
     root: Path = RUN_DIRECTORY
+
+    def __post_init__(self) -> None:
+        """Refuse what is no lab's name: it becomes a path that is removed.
+
+        Raises:
+            InputError: it isn't one.
+        """
+        if not _is_name(self.name):
+            raise InputError(
+                f"{self.name[:40]!r} is no name of a lab; 'testbed status' lists the labs"
+            )
 
     @property
     def path(self) -> Path:
@@ -123,4 +135,9 @@ def labs(root: Path = RUN_DIRECTORY) -> tuple[str, ...]:
     """The names of the labs on this machine, whole or not."""
     if not root.exists():
         return ()
-    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
+    return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and _is_name(p.name)))
+
+
+def _is_name(name: str) -> bool:
+    """Whether a topology may have this name: 31 characters, lower case, no dot."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,30}", name) is not None

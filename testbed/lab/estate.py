@@ -37,11 +37,14 @@ class RunningVM:
     step: PowerOn
     channel: Child
     memory_fd: int
+    migrating: bool = False
 
     @property
     def state(self) -> str:
-        """`running`, or `failed` when its VMX or a vCPU has died."""
-        return "running" if self.channel.trouble is None else "failed"
+        """`running`, `migrating`, or `failed` when its VMX or a vCPU has died."""
+        if self.channel.trouble is not None:
+            return "failed"
+        return "migrating" if self.migrating else "running"
 
 
 class Estate:
@@ -62,28 +65,37 @@ class Estate:
     # -- making and unmaking what isn't in the kernel ------------------------------------
 
     async def make(self, step: Message) -> Message:
-        """Carry out one lab step, given as JSON."""
+        """Carry out one lab step, given as JSON; `made` tells whether there was anything to do."""
         parsed = step_from_json(step)
         if not isinstance(parsed, DatastoreDirectory | PowerOn):
             raise LabError(f"a supervisor makes no {parsed.kind}")
-        await self.do(parsed)
-        return {}
+        return {"made": await self.do(parsed)}
 
     async def commit(self) -> Message:
         """Note that the lab is up: every step has been carried out."""
         self.write_journal(self.journal.in_state("up"))
         return {}
 
-    async def do(self, step: LabStep) -> None:
-        """Carry out one lab step; a VM that runs already is left alone.
+    async def do(self, step: LabStep) -> bool:
+        """Carry out one lab step; a VM that runs already is left alone, a failed one is not.
+
+        Returns:
+            Whether there was anything to do.
 
         Raises:
             LabError: the VM could not be powered on.
         """
         if isinstance(step, DatastoreDirectory):
             self._datastore(step.name).mkdir(parents=True, exist_ok=True)
-        elif step.vm not in self.vms:
-            await self._power_on(step)
+            return True
+        running = self.vms.get(step.vm)
+        if running is not None and running.channel.trouble is None:
+            return False
+        if running is not None:
+            del self.vms[step.vm]
+            await running.channel.end()
+        await self._power_on(step)
+        return True
 
     async def undo(self, step: LabStep) -> None:
         """Take back one lab step; what is gone already is no error."""
@@ -106,7 +118,6 @@ class Estate:
         return await Child.spawn(
             partial(
                 vmx.run,
-                supervisor=os.getpid(),
                 vm=step.vm,
                 vm_netns=step.netns,
                 host=step.host_netns,
@@ -170,9 +181,10 @@ class Estate:
             "working_set_bytes": step.working_set_bytes,
             "counters": None,
         }
-        if vm.channel.conversation.locked():
-            status["state"] = "migrating"
-        elif vm.channel.trouble is None:
-            answer = await vm.channel.call({"command": "counters"}, ANSWER_DEADLINE_S)
-            status["counters"] = answer["counters"]
+        if vm.state == "running":
+            try:
+                answer = await vm.channel.call({"command": "counters"}, ANSWER_DEADLINE_S)
+                status["counters"] = answer["counters"]
+            except LabError as error:
+                status |= {"state": "failed", "trouble": str(error)}
         return status

@@ -45,8 +45,14 @@ class Outcome:
         return cls(engine, arrived, None)
 
     @classmethod
-    def failed(cls, failure: Message) -> Outcome:
-        """The guest is where it was."""
+    def failed(cls, said: Message) -> Outcome:
+        """The guest is where it was; `said` is the source's last word."""
+        error: Message = said.get("error") or {}
+        failure = {
+            "phase": said.get("phase", "unknown"),
+            "cause": said.get("cause") or error.get("message", "the source's VMX did not say"),
+            "remedy": said.get("remedy", ""),
+        }
         return cls(None, None, failure)
 
 
@@ -61,8 +67,8 @@ def migration_result(
     """A `report.result.MigrationResult` as JSON, with the whole input in it."""
     physical = find_path(
         estate.topology,
-        (step.host, path.source_vmk),
-        (request["to"], path.destination_vmk),
+        (step.host, path.source_vmk, path.source_network),
+        (request["to"], path.destination_vmk, path.destination_network),
         path.mtu,
     )
     verification = outcome.arrived.verification if outcome.arrived else None
@@ -110,6 +116,6 @@ def _path_text(path: VmotionPath, physical: Path | None) -> str:
     """`vmk1 to vmk1 over tor-a, tor-b, slowest link 10 Gbit/s, MTU 9000`."""
     ends = f"{path.source_vmk} to {path.destination_vmk}"
     if physical is None:
-        return f"{ends} within the machine, MTU {path.mtu}"
+        return f"{ends}, not followed; MTU {path.mtu}"
     slowest = format_rate(physical.rate_bps) if physical.rate_bps else "not shaped"
     return f"{ends} over {', '.join(physical.nodes)}; slowest link {slowest}; MTU {path.mtu}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Supervisor:
-    """Answers commands on the control socket until told to stop."""
+    """Answers commands on the control socket until SIGTERM."""
 
     def __init__(self, estate: Estate) -> None:
         self.estate = estate
@@ -34,7 +34,7 @@ class Supervisor:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def serve(self, ready: Callable[[], None]) -> None:
-        """Listen, say so through `ready`, and serve until SIGTERM or the command `stop`."""
+        """Listen, say so through `ready`, and serve until SIGTERM."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -47,9 +47,10 @@ class Supervisor:
         async with server:
             ready()
             await self._stopping.wait()
-        for task in self._clients:
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+            # Before the server is closed: it would wait for the connections.
+            for task in self._clients:
+                task.cancel()
+            await asyncio.gather(*self._clients, return_exceptions=True)
         await self.estate.power_off_all()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -58,28 +59,34 @@ class Supervisor:
         task.add_done_callback(self._clients.discard)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection is one command; a client that goes away cancels what it asked for."""
+        """One connection is one command, which learns when its client has gone away."""
 
         def emit(message: Message) -> None:
             writer.write(encode(message))
 
+        gone = asyncio.Event()
+
+        async def watch() -> None:
+            with suppress(ConnectionError):
+                await reader.read(1)  # a client says one thing; what follows is its end
+            gone.set()
+
         try:
             request = decode(await reader.readline())
-            command = asyncio.create_task(self._answer(request, emit))
-            gone = asyncio.create_task(reader.read(1))
-            await asyncio.wait({command, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not command.done():
-                command.cancel()
-            gone.cancel()
-            with suppress(asyncio.CancelledError):
-                emit(await command)
+            watching = asyncio.create_task(watch())
+            try:
+                emit(await self._answer(request, emit, gone))
+            finally:
+                watching.cancel()
             await writer.drain()
         except (ConnectionError, ValueError, asyncio.CancelledError):
             pass  # nobody is left to be told
         finally:
             writer.close()
 
-    async def _answer(self, request: Message, emit: Callable[[Message], None]) -> Message:
+    async def _answer(
+        self, request: Message, emit: Callable[[Message], None], gone: asyncio.Event
+    ) -> Message:
         estate = self.estate
         commands: dict[str, Callable[[], Awaitable[Message]]] = {
             "status": estate.status,
@@ -88,8 +95,7 @@ class Supervisor:
             "apply": lambda: self._alone(
                 apply(estate, request["topology_file"], request["topology_text"])
             ),
-            "migrate": lambda: self._alone(migrate(estate, request, emit)),
-            "stop": self._stop,
+            "migrate": lambda: self._alone(migrate(estate, request, emit, gone)),
         }
         try:
             command = commands.get(request.get("command", ""))
@@ -109,11 +115,6 @@ class Supervisor:
                 return await change
         finally:
             change.close()  # if it was cancelled before it began
-
-    async def _stop(self) -> Message:
-        await self.estate.power_off_all()
-        self._stopping.set()
-        return {}
 
 
 def main(arguments: list[str]) -> None:

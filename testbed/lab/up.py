@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from testbed import topology as topologies
 from testbed.errors import LabError
 from testbed.kernel import builder, netns
+from testbed.lab.change import same_but_for_text
 from testbed.lab.client import request
 from testbed.lab.cpus import cpu_count
 from testbed.lab.directory import LabDirectory
@@ -19,6 +22,7 @@ from testbed.plan.compile import compile_plan
 from testbed.plan.difference import difference
 from testbed.plan.names import owner_of
 from testbed.plan.plan import kernel_steps, lab_steps, step_to_json
+from testbed.plan.steps import PowerOn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,12 +36,17 @@ POWER_ON_DEADLINE_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """What `up` did: `built`, nothing (`unchanged`), or a new supervisor (`restarted`)."""
+    """What `up` did.
 
-    outcome: Literal["built", "unchanged", "restarted"]
+    `built`, nothing (`unchanged`), a new supervisor (`restarted`), or VMs that had failed
+    powered on again (`revived`). `cleaned`: what an earlier, broken `up` had left was taken
+    down first.
+    """
+
+    outcome: Literal["built", "unchanged", "restarted", "revived"]
     plan: Plan
-    cleaned: bool
-    """Whether remains of an earlier, broken `up` were taken down first."""
+    cleaned: bool = False
+    powered_on: tuple[str, ...] = ()
 
 
 def up(
@@ -79,7 +88,8 @@ def up(
                 f" 'testbed down {topology.name}' removes it if it is yours, or rename the lab"
             )
         plan = compile_plan(topology, cpus=cpu_count())
-        journal = Journal("building", topology.file, topology.text, plan, {})
+        file = str(Path(topology.file).absolute())  # a hint that names it holds anywhere
+        journal = Journal("building", file, topology.text, plan, {})
         with ExitStack() as undo:
             directory.create()
             undo.callback(take_down, directory)
@@ -98,15 +108,26 @@ def _start(
 ) -> None:
     """Start the supervisor, power on the VMs, and note that the lab is up."""
     start_supervisor(directory, lock_fd)
+    _make(directory, journal, before)
+    request(directory, {"command": "commit"}, timeout_s=POWER_ON_DEADLINE_S)
+
+
+def _make(
+    directory: LabDirectory, journal: Journal, before: Callable[[Step], None] | None = None
+) -> tuple[str, ...]:
+    """Have the supervisor make what isn't there; the VMs that it powered on."""
+    powered_on = []
     for step in lab_steps(journal.plan.steps):
         if before is not None:
             before(step)
-        request(
+        answer = request(
             directory,
             {"command": "make", "step": step_to_json(step)},
             timeout_s=POWER_ON_DEADLINE_S,
         )
-    request(directory, {"command": "commit"}, timeout_s=POWER_ON_DEADLINE_S)
+        if answer["made"] and isinstance(step, PowerOn):
+            powered_on.append(step.vm)
+    return tuple(powered_on)
 
 
 def _see_that_it_stands(
@@ -118,15 +139,17 @@ def _see_that_it_stands(
         LabError: it runs with another topology.
     """
     plan = compile_plan(topology, cpus=cpu_count(), placement=journal.placement)
-    if difference(journal.plan, plan):
+    running = topologies.loads(journal.topology_text, journal.topology_file)
+    if difference(journal.plan, plan) or not same_but_for_text(running, topology):
         raise LabError(
             f"lab {topology.name!r} is running with another topology ({journal.topology_file});"
             f" 'testbed apply {topology.file}' changes it, 'testbed plan {topology.file}' shows how"
         )
     if supervisor_of(directory) is not None:
-        return Brought("unchanged", plan, cleaned=False)
+        powered_on = _make(directory, journal)
+        return Brought("revived" if powered_on else "unchanged", plan, powered_on=powered_on)
     with ExitStack() as undo:
         undo.callback(kill_supervisor, directory)
         _start(directory, journal, lock_fd)
         undo.pop_all()
-    return Brought("restarted", plan, cleaned=False)
+    return Brought("restarted", plan)

@@ -38,8 +38,12 @@ PORT = 8000
 """vMotion's TCP port (vmotion-facts.md, section 6)."""
 
 
-async def migrate(estate: Estate, request: Message, emit: Callable[[Message], None]) -> Message:
+async def migrate(
+    estate: Estate, request: Message, emit: Callable[[Message], None], gone: asyncio.Event
+) -> Message:
     """Move a VM and return the result as JSON; a migration that failed has a result too.
+
+    When `gone` is set (whoever asked has gone away) it is cancelled, if it still can be.
 
     Raises:
         InputError: there is no such VM or host.
@@ -48,7 +52,7 @@ async def migrate(estate: Estate, request: Message, emit: Callable[[Message], No
     started_ns = time.monotonic_ns()
     running, vm, host = _checked_request(estate, request)
     path = vmotion_path(estate.topology.host(running.step.host), host)
-    move = _Move(estate, running, vm, host, path, request, emit, started_ns)
+    move = _Move(estate, running, vm, host, path, request, emit, gone, started_ns)
     standing = running.step
     outcome = await move.carry_out()
     return migration_result(estate, request, step=standing, path=path, outcome=outcome)
@@ -81,6 +85,7 @@ class _Move:
     path: VmotionPath
     request: Message
     emit: Callable[[Message], None]
+    gone: asyncio.Event
     started_ns: int
 
     @property
@@ -148,21 +153,23 @@ class _Move:
         there = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
         here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
         async with leaving.conversation:
-            arriving.send({"command": "receive", **there})
+            self.running.migrating = True
+            arriving.ask({"command": "receive", **there})
             checked(await arriving.receive(PREPARE_DEADLINE_S))
-            leaving.send({"command": "migrate", "started_ns": self.started_ns, **here})
+            leaving.ask({"command": "migrate", "started_ns": self.started_ns, **here})
             source = asyncio.create_task(self._follow_source(leaving))
             destination = asyncio.create_task(self._follow_destination(leaving, arriving))
-            settled = asyncio.create_task(self._settled(source, destination, arriving, here))
+            cancelling = asyncio.create_task(self._cancel_when_gone(leaving))
             try:
-                return await asyncio.shield(settled)
-            except asyncio.CancelledError:
-                # Whoever asked has gone away: the guest is not left half-way.
-                leaving.send({"command": "cancel"})
-                await settled
-                raise
+                return await self._settled(source, destination, arriving, here)
             finally:
-                destination.cancel()
+                self.running.migrating = False
+                for task in (source, destination, cancelling):
+                    task.cancel()
+
+    async def _cancel_when_gone(self, leaving: Child) -> None:
+        await self.gone.wait()
+        leaving.tell({"command": "cancel"})
 
     async def _follow_source(self, leaving: Child) -> Message:
         """Pass its progress on; its last word."""
@@ -184,7 +191,7 @@ class _Move:
             except BaseException:
                 await arriving.end()  # or the source would wait for it
                 raise
-            arriving.send({"command": "go"})
+            arriving.tell({"command": "go"})
             said = checked(await arriving.receive())
         return Arrived(said["memory_fd"], verification)
 
@@ -206,28 +213,22 @@ class _Move:
         arriving: Child,
         here: Message,
     ) -> Outcome:
-        """How it ended. The guest is left on exactly one side.
-
-        Raises:
-            LabError: it is on none: the source's VMX died with it.
-        """
+        """How it ended. The guest is left on one side, unless its VMX died with it."""
         try:
             said = await source
         except LabError as error:
-            said = {"phase": "unknown", "cause": str(error), "uncertain": True, "remedy": ""}
-        if said.get("event") == "sent":
-            arrived = await asyncio.wait_for(destination, ARRIVAL_DEADLINE_S)
-            return Outcome.completed(arrived, said["engine"])
-        failure = {"phase": said["phase"], "cause": said["cause"]}
-        if not said["uncertain"]:
-            return Outcome.failed(failure)
+            said = {"cause": f"the source's VMX ended with the guest ({error})"}
+        if said.get("event") != "sent" and not said.get("uncertain", True):
+            return Outcome.failed(said)
         try:
             arrived = await asyncio.wait_for(destination, ARRIVAL_DEADLINE_S)
-        except (LabError, MigrationError, TimeoutError):
+        except (LabError, MigrationError, TimeoutError) as error:
             await arriving.end()  # now it surely doesn't run there, and never will
             leaving = self.running.channel
             if leaving.trouble is None:
-                leaving.send({"command": "take_back", **here})
+                leaving.ask({"command": "take_back", **here})
                 checked(await leaving.receive(ARRIVAL_DEADLINE_S))
-            return Outcome.failed(failure)
-        return Outcome.completed(arrived, None)
+            if said.get("event") == "sent":
+                said = {"phase": "resume", "cause": f"the destination ended: {error}"}
+            return Outcome.failed(said)
+        return Outcome.completed(arrived, said.get("engine"))

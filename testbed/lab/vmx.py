@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import select
-import signal
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,10 +20,11 @@ from testbed.migration.specification import MigrationSpec
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from testbed.plan.steps import PowerOn
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
+_PR_SET_NAME = 15  # linux/prctl.h
 
 
 def guest_fields(step: PowerOn) -> dict[str, Any]:
@@ -41,13 +40,9 @@ def guest_fields(step: PowerOn) -> dict[str, Any]:
     }
 
 
-def run(control: socket.socket, *, supervisor: int, vm: str, vm_netns: str, host: str) -> None:
+def run(control: socket.socket, *, vm: str, vm_netns: str, host: str) -> None:
     """Live as the VMX of `vm` in the namespace `host` until the supervisor ends it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != supervisor:
-        os._exit(1)  # it died before the kernel could be told
-    libc.prctl(_PR_SET_NAME, f"vmx-{vm}".encode()[:15], 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, f"vmx-{vm}".encode()[:15], 0, 0, 0)
     netns.enter(host)
     _Vmx(LineSocket(control), host, vm_netns).serve()
 
@@ -59,6 +54,7 @@ class _Vmx:
         self._vm_netns = vm_netns
         self._guest: Guest | None = None
         self._told_of_trouble = False
+        self._asked = 0
 
     def serve(self) -> None:
         """Answer commands, one at a time, and tell when a vCPU dies."""
@@ -74,24 +70,32 @@ class _Vmx:
                 message = self._control.receive()
             except EOFError:
                 return
-            if message is not None:
+            if message is not None and message["command"] in self._commands():
+                self._asked = message["ask"]
                 self._carry_out(message)
+            # Anything else belonged to a command that has ended meanwhile: a late "cancel".
 
     def _tell_of_trouble(self) -> None:
         dead = ", ".join(map(str, self._need_guest().dead_vcpus()))
         self._told_of_trouble = True
         self._control.send({"event": "trouble", "message": f"vCPU {dead} died"})
 
-    def _carry_out(self, message: Message) -> None:
-        commands = {
+    def _say(self, message: Message) -> None:
+        """Send something that answers the command under way."""
+        self._control.send({**message, "ask": self._asked})
+
+    def _commands(self) -> dict[str, Callable[[Message], Message]]:
+        return {
             "power_on": self._power_on,
             "counters": self._counters,
             "migrate": self._migrate,
             "receive": self._receive,
             "take_back": self._take_back,
         }
+
+    def _carry_out(self, message: Message) -> None:
         try:
-            answer = commands[message["command"]](message)
+            answer = self._commands()[message["command"]](message)
         except MigrationFailed as error:
             answer = {
                 "error": {"type": "MigrationError", "message": str(error)},
@@ -102,7 +106,7 @@ class _Vmx:
             }
         except (TestbedError, OSError, ValueError) as error:
             answer = {"error": {"type": type(error).__name__, "message": str(error)}}
-        self._control.send(answer)
+        self._say(answer)
 
     def _need_guest(self) -> Guest:
         if self._guest is None:
@@ -146,7 +150,7 @@ class _Vmx:
 
     def _progress(self, progress: source.Progress) -> None:
         told = asdict(progress) | {"phase": progress.phase.value, "event": "progress"}
-        self._control.send(told)
+        self._say(told)
 
     def _cancelled(self) -> bool:
         if not self._control.pending() and not select.select([self._control], [], [], 0)[0]:
@@ -165,18 +169,19 @@ class _Vmx:
             self._plug(message) as plug,
             destination.Destination(spec, self._enter_vm) as prepared,
         ):
-            self._control.send({"event": "listening"})
+            self._say({"event": "listening"})
             hooks = destination.DestinationHooks(
                 hold=partial(self._hold, prepared), open=plug.open_and_announce
             )
             arrival = prepared.receive(hooks)
             self._guest = arrival.guest
+            self._say({"event": "arrived", "memory_fd": arrival.guest.memory.fd})
             plug.announce_again()
-        return {"event": "arrived", "memory_fd": arrival.guest.memory.fd}
+        return {"event": "announced"}
 
     def _hold(self, prepared: destination.Destination) -> None:
         """Wait, with both guests at rest, until the memories have been compared."""
-        self._control.send({"event": "loaded", "memory_fd": prepared.guest.memory.fd})
+        self._say({"event": "loaded", "memory_fd": prepared.guest.memory.fd})
         while (message := self._control.receive()) is None or message["command"] != "go":
             pass
 

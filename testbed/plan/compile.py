@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -112,8 +111,3 @@ def _power_on(network: Network, vm: VM, host: str) -> PowerOn:
         working_set_bytes=vm.workload.working_set_bytes,
         seed=crc32(f"{network.lab}/{vm.name}".encode()),
     )
-
-
-def roles(plan: Plan) -> dict[str, int]:
-    """How many nodes of each role a plan has, for a summary line."""
-    return dict(Counter(step.role for step in plan.steps if isinstance(step, Netns)))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from testbed.plan.plan import kernel_steps
-from testbed.plan.steps import Bridge, End, KernelStep, PowerOn, Shape, Step, Veth
+from testbed.plan.steps import Bridge, DatastoreDirectory, End, PowerOn, Shape, Step, Veth
 
 if TYPE_CHECKING:
     from testbed.plan.plan import Plan
@@ -17,7 +16,7 @@ class Difference:
     """Steps to undo (last made first), to alter in place (old, new), and to do, in that order."""
 
     undo: tuple[Step, ...]
-    alter: tuple[tuple[KernelStep, KernelStep], ...]
+    alter: tuple[tuple[Step, Step], ...]
     do: tuple[Step, ...]
 
     def __bool__(self) -> bool:
@@ -28,8 +27,11 @@ def alterable(old: Step, new: Step) -> bool:
     """Whether the kernel takes the change without remaking the object and what stands on it.
 
     A link's rate, a wire's and a bridge's MTU; another MAC or bridge port is another object.
+    A datastore that more hosts mount stays where it is.
     """
     match old, new:
+        case DatastoreDirectory(), DatastoreDirectory():
+            return True
         case Shape(), Shape():
             return True
         case Bridge(), Bridge():
@@ -79,11 +81,9 @@ def difference(old: Plan, new: Plan) -> Difference:
     return Difference(
         undo=tuple(step for step in reversed(old.steps) if step.key in undone),
         alter=tuple(
-            (step, changed_to)
-            for step in kernel_steps(old.steps)
-            if step.key not in undone
-            for changed_to in kernel_steps([after[step.key]])
-            if changed_to != step
+            (step, after[step.key])
+            for step in old.steps
+            if step.key not in undone and after[step.key] != step
         ),
         do=tuple(step for step in new.steps if step.key not in before or step.key in undone),
     )

@@ -69,7 +69,10 @@ def verdict(result: MigrationResult) -> str:
     """One sentence: what happened."""
     move = f"{result.guest.name} from {result.source} to {result.destination}"
     if result.failure is not None:
-        return f"Moving {move} failed in phase {result.failure.phase}: {result.failure.cause}."
+        remedy = f"; {result.failure.remedy}" if result.failure.remedy else ""
+        return (
+            f"Moving {move} failed in phase {result.failure.phase}: {result.failure.cause}{remedy}."
+        )
     assert result.engine is not None
     told = f"Moved {move} in {format_duration(result.engine.total_ns)}."
     if result.verification is not None and result.verification.pages_different:

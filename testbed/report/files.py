@@ -32,7 +32,7 @@ def write_new(directory: Path, stem: str, suffix: str, text: str) -> Path:
     number = 1
     path = directory / f"{stem}{suffix}"
     try:
-        _make_directory(directory)
+        make_directory(directory)
         while True:
             try:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
@@ -71,7 +71,21 @@ def _write(path: Path, text: str) -> None:
         os.close(folder)
 
 
-def _make_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
+    """Make a folder for results, with those above it, owned by the caller of sudo.
+
+    Raises:
+        InputError: it can't be made, or nothing can be written in it.
+    """
+    try:
+        _make(directory)
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    if not os.access(directory, os.W_OK):
+        raise InputError(f"{directory}: can't be written; choose another folder")
+
+
+def _make(directory: Path) -> None:
     missing = [part for part in (directory, *directory.parents) if not part.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     if (owner := sudo_owner()) is not None:

@@ -82,6 +82,8 @@ class EngineReport:
     vCPU runs at the destination; None if the guest was held for verification.
     `guest_gap_ns` is what the guest itself saw: the longest time between its last
     heartbeat at the source and its first at the destination; None likewise.
+    `prepare_ns` is what passed before the first page was sent: the destination populates the
+    guest's memory then. CPU times are of the two VMX processes, from the connection on.
     """
 
     iterations: tuple[Iteration, ...]
@@ -110,10 +112,11 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a migration failed, and in which phase."""
+    """Why a migration failed, in which phase, and what can be done."""
 
     phase: str
     cause: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

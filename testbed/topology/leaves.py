@@ -83,6 +83,8 @@ def _address(text: str) -> IPNetwork:
         raise Refusal(f"{shown(text)} makes every address local", how)
     if ip.is_multicast or ip.is_loopback or ip.is_unspecified:
         raise Refusal(f"{shown(text)} is not an address of a host", how)
+    if ip.version == 6 and ip.is_link_local:
+        raise Refusal(f"{shown(text)} is link-local: the same on every link", "use one of fd00::/8")
     if network.num_addresses > 2 and ip == network.network_address:
         raise Refusal(f"{shown(text)} is the address of the network {network} itself", how)
     if ip.version == 4 and network.num_addresses > 2 and ip == network.broadcast_address:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +25,6 @@ from tests.end_to_end.labs import run, small_topology, status, vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from testbed.plan.steps import Step
 
@@ -160,6 +160,46 @@ def test_a_killed_vmx_is_told_and_down_works(lab: Callable[..., Path]) -> None:
     assert not namespaces("bereft")
 
 
+def test_up_powers_on_a_vm_that_has_died(lab: Callable[..., Path]) -> None:
+    file = lab("revived", **SMALLEST)
+    run("up", file)
+    client = vm("revived", "client")
+    os.kill(vm("revived", "db01")["counters"]["vcpu_pids"][0], signal.SIGKILL)
+    wait_until(lambda: bool(vm("revived", "db01")["state"] == "failed"))
+    assert "powered on afresh, as they had failed: db01" in run("up", file).stdout
+    assert vm("revived", "db01")["state"] == "running"
+    assert vm("revived", "client")["vmx_pid"] == client["vmx_pid"]
+
+
+def test_properties_that_are_no_kernel_objects_are_changed_too(lab: Callable[..., Path]) -> None:
+    file = lab("properties", **SMALLEST)
+    run("up", file)
+    file.write_text(file.read_text().replace("services: [vmotion]", "services: []"))
+    refused = run("up", file, check=False)
+    assert refused.returncode == 1
+    assert "another topology" in refused.stderr
+    assert "properties" in run("apply", file).stdout
+    refused = run("migrate", "db01", "--to", "esx02", "--lab", "properties", check=False)
+    assert "no vmk with the vmotion service" in refused.stderr
+
+
+def test_an_address_that_moves_to_another_adapter_is_found(lab: Callable[..., Path]) -> None:
+    """esx02 becomes esx09 with the same address: whoever knew the old MAC asks again."""
+    file = lab("renamed", **SMALLEST)
+    run("up", file)
+    run("ping", "--lab", "renamed", "esx01/vmk1", "esx02/vmk1", "--count", "1")
+    text = file.read_text().replace('"esx[01-02]":\n', '"esx[01,09]":\n')
+    text = text.replace('hosts: "esx[01-02]"', 'hosts: "esx[01,09]"')
+    file.write_text(text.replace("host: esx02", "host: esx09").replace("[11-12]", "[11,12]"))
+    process = subprocess.Popen([sys.executable, "-m", "testbed", "exec", "renamed", "esx02",
+                                "--", "sleep", "300"])  # fmt: skip
+    inside = netns.identity("tb.renamed.esx02")
+    wait_until(lambda: Path(f"/proc/{process.pid}/ns/net").stat().st_ino == inside)
+    run("apply", file)
+    run("ping", "--lab", "renamed", "esx01/vmk1", "esx09/vmk1", "--count", "2")
+    process.wait(10)  # it would have kept the removed namespace alive
+
+
 def test_two_labs_side_by_side(lab: Callable[..., Path]) -> None:
     """The same addresses, names and ports in both, and one goes while the other runs."""
     run("up", lab("left", **SMALLEST))
@@ -213,6 +253,7 @@ def test_an_apply_that_fails_leaves_the_lab_as_it_was(lab: Callable[..., Path]) 
     finally:
         subprocess.run(["ip", "netns", "del", "tb.kept.esx03"], check=True)
     run("apply", file)
+    assert vm("kept", "db01")["vmx_pid"] == before["vmx_pid"]  # a new host stops no VM
     assert "esx03" in [node["name"] for node in status("kept")["nodes"]]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +24,8 @@ from testbed.lab.client import request
 from testbed.lab.directory import LabDirectory
 from testbed.lab.down import down
 from testbed.lab.identity import ProcessIdentity
+from testbed.lab.journal import Journal
+from testbed.lab.lines import LineSocket
 from testbed.lab.up import up
 from testbed.measure.endpoint import Endpoint, socket_in
 from testbed.measure.ping import PingTest, measure
@@ -245,6 +249,46 @@ def test_ctrl_c_leaves_the_guest_running_at_its_source(lab: Callable[..., str]) 
     while vm(name, "db01")["state"] == "migrating":
         assert time.monotonic() < deadline
     assert still_running(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["client gone", "destination killed"])
+def test_whenever_it_is_disturbed_the_guest_is_on_one_side(
+    lab: Callable[..., str], how: str
+) -> None:
+    """Disturbed at twelve points of a move of about a quarter of a second, up to its end."""
+    name = lab("disturbed", memory="64MiB", rate="2Gbit")
+    for delay_ms in range(20, 380, 30):
+        before = vm(name, "db01")
+        to = "esx02" if before["host"] == "esx01" else "esx01"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(LabDirectory(name).socket))
+            lines = LineSocket(client)
+            lines.send({"command": "migrate", "vm": "db01", "to": to, "verify": False,
+                        "switchover_goal_ns": 10_000_000, "command_line": "test"})  # fmt: skip
+            assert lines.receive(20)  # the first progress, or the result
+            time.sleep(delay_ms / 1000)
+            if how == "destination killed":
+                with contextlib.suppress(AssertionError):
+                    os.kill(_vmx_at(name, to, before["vmx_pid"]), signal.SIGKILL)
+                while (said := lines.receive(30)) is None or "event" in said:
+                    pass
+        deadline = time.monotonic() + 20
+        while (after := vm(name, "db01"))["state"] == "migrating" or _journal(name) != "up":
+            assert time.monotonic() < deadline
+        if after["state"] == "failed":  # it had arrived, and its VMX was killed there
+            assert how == "destination killed"
+            assert after["host"] == to
+            up(topologies.loads(small_topology(name, memory="64MiB", rate="2Gbit"), "again"))
+            continue
+        assert after["state"] == "running"
+        while vm(name, "db01")["counters"]["pages_written"] <= after["counters"]["pages_written"]:
+            assert time.monotonic() < deadline
+        run("ping", "--lab", name, "client/eth0", "db01/eth0", "--count", "1")
+
+
+def _journal(lab: str) -> str:
+    return Journal.read(LabDirectory(lab).journal).state
 
 
 def test_what_may_not_move_is_refused_with_the_reason(lab: Callable[..., str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from testbed import topology as topologies
 from testbed.errors import InputError, LabError
 from testbed.lab.adapters import adapter, adapters, common_addresses
-from testbed.lab.admission import reasons_against, vmotion_path
-from testbed.lab.path import find_path
+from testbed.lab.admission import VmotionPath, reasons_against, vmotion_path
+from testbed.lab.path import Path, find_path
 from testbed.plan.compile import compile_plan
 
 if TYPE_CHECKING:
@@ -88,12 +89,39 @@ def test_room_counts_what_has_moved_there(topology: Topology) -> None:
 def test_the_vmotion_path_and_its_slowest_link(topology: Topology) -> None:
     path = vmotion_path(topology.host("esx01"), topology.host("esx02"))
     assert (path.source_address, path.destination_address) == ("192.168.20.11", "192.168.20.12")
-    physical = find_path(topology, ("esx01", "vmk1"), ("esx02", "vmk1"), path.mtu)
+    physical = way(topology, path)
     assert physical is not None
     assert physical.nodes == ("tor-a", "core", "tor-b")
     assert physical.rate_bps == 5 * 10**9
     # 5 Gb/s of jumbo frames: 8948 of 9038 bytes of line time are TCP payload.
     assert physical.goodput_bps(4) == 5 * 10**9 * 8948 // 9038
+
+
+def way(topology: Topology, path: VmotionPath) -> Path | None:
+    return find_path(
+        topology,
+        ("esx01", path.source_vmk, path.source_network),
+        ("esx02", path.destination_vmk, path.destination_network),
+        path.mtu,
+    )
+
+
+def test_a_router_is_no_short_cut_within_a_network() -> None:
+    routers = "routers: {r1: {interfaces: {tor-a: {ip: 10.1.0.1/24}, tor-b: {ip: 10.2.0.1/24}}}}"
+    shortcut = topologies.loads(TEXT.replace("links:\n", f"{routers}\nlinks:\n"), "shortcut.yaml")
+    path = vmotion_path(shortcut.host("esx01"), shortcut.host("esx02"))
+    physical = way(shortcut, path)
+    assert physical is not None
+    assert physical.nodes == ("tor-a", "core", "tor-b")
+    assert physical.rate_bps == 5 * 10**9
+
+
+def test_two_networks_are_joined_by_the_router_between_them() -> None:
+    routed = topologies.load(FilePath("topologies/routed.yaml"))
+    path = vmotion_path(routed.host("esx01"), routed.host("esx02"))
+    physical = way(routed, path)
+    assert physical is not None
+    assert physical.nodes == ("leaf-1", "core", "leaf-2")
 
 
 def test_no_vmotion_adapter_no_path(topology: Topology) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from testbed.errors import LabError
+from testbed.errors import InputError, LabError
 from testbed.lab.directory import LabDirectory, labs
 from testbed.lab.identity import ProcessIdentity
 from testbed.lab.journal import Journal
@@ -60,6 +60,12 @@ def test_whoever_waits_gets_the_lock_of_the_file_that_is_there(tmp_path: Path) -
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "A", "x" * 32, "tb.x", "a b"])
+def test_what_is_no_labs_name_never_becomes_a_path(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no name of a lab"):
+        LabDirectory(name, tmp_path)
 
 
 def test_a_journal_survives_the_disk(tmp_path: Path) -> None:
