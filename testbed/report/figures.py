@@ -146,6 +146,11 @@ def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figur
             "from the command's acceptance to the last answer of the destination",
         ),
         Figure(
+            "Prepare",
+            format_duration(engine.prepare_ns),
+            "before the first page: checks, the destination's memory, sockets, page tracking",
+        ),
+        Figure(
             "Pre-copy",
             f"{format_duration(precopy_ns(engine))}, {rounds} round{'s' * (rounds != 1)}",
             "first page sent to last round acknowledged, guest running",
