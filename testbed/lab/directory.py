@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RUN_DIRECTORY = Path("/run/testbed")
-"""Gone after a reboot, as the namespaces are."""
+"""Gone after a reboot, as the namespaces are; kept when empty, as /run/netns is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +111,11 @@ class LabDirectory:
             if not self.path.exists():
                 self.lock_file.unlink(missing_ok=True)
             os.close(descriptor)
-            with suppress(OSError):
-                self.root.rmdir()  # unless another lab is there
 
     def _try_lock(self) -> int | None:
         """The locked descriptor, or None while another holds it or has just unlinked it."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            return None  # the root has just gone
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), self.lock_file.stat()):

@@ -157,11 +157,15 @@ def test_the_network_follows_the_guest(lab: Callable[..., str]) -> None:
 def test_throughput_follows_the_link(lab: Callable[..., str]) -> None:
     """The first pass over 1 Gb/s carries what jumbo frames leave of it: 990 Mb/s."""
     name = lab("gigabit", rate="1Gbit", memory="128MiB")
-    result = move(name, "esx02")
-    first = result["engine"]["iterations"][0]
-    bps = first["memory_bytes"] * 8e9 / first["duration_ns"]
-    assert result["path_goodput_bps"] == 990042044
-    assert 0.85 * 990e6 < bps < 1.01 * 990e6
+    for count in range(6):  # a busy machine can only take away; too much would be too much in each
+        result = move(name, ("esx02", "esx01")[count % 2])
+        first = result["engine"]["iterations"][0]
+        bps = first["memory_bytes"] * 8e9 / first["duration_ns"]
+        assert result["path_goodput_bps"] == 990042044
+        assert bps < 1.01 * 990e6
+        if bps > 0.97 * 990e6:
+            return
+    pytest.fail(f"{bps / 1e6:.1f} Mbit/s of 990")
 
 
 def test_a_guest_that_writes_faster_than_the_link_stays_where_it_is(

@@ -102,6 +102,11 @@ def test_jumbo_frames_pass_end_to_end_and_no_larger_ones() -> None:
 
 @pytest.mark.usefixtures("lab")
 def test_the_slowest_link_of_the_path_decides() -> None:
-    result = iperf(host(1, "192.168.20.11"), host(2, "192.168.20.12"), IperfTest(duration_s=3))
     theory = tcp_goodput_bps(500_000_000, 9000)
-    assert 0.95 * theory < result.received_bps < 1.01 * theory
+    for _ in range(5):  # a busy machine can only take away; too much would be too much in each
+        ends = host(1, "192.168.20.11"), host(2, "192.168.20.12")
+        found = iperf(*ends, IperfTest(duration_s=2)).received_bps
+        assert found < 1.01 * theory
+        if found > 0.97 * theory:
+            return
+    pytest.fail(f"{found / 1e6:.1f} Mbit/s of {theory / 1e6:.1f}")

@@ -13,6 +13,7 @@ import pytest
 
 from testbed.errors import KernelError
 from testbed.kernel import builder, netns, processes, readback
+from testbed.kernel.alteration import alter
 from testbed.kernel.observation import observe
 from testbed.kernel.undo import remove
 from testbed.plan.steps import Address, Bridge, End, Netns, Route, Rule, Shape, Veth
@@ -252,16 +253,16 @@ def test_changes_in_place():
     with built(steps):
         shape = next(s for s in steps if isinstance(s, Shape))
         slower = replace(shape, htb_rate_bytes_per_s=6_000_000_000, burst_bytes=300_000)
-        builder.alter(shape, slower)  # beyond 32 bits
+        alter(shape, slower)  # beyond 32 bits
         assert "rate 48Gbit" in run("tc", "-n", shape.netns, "class", "show", "dev", shape.dev)
         wire = next(s for s in steps if isinstance(s, Veth) and s.a.name == "vmk1")
         for mtu in (1500, 9000):
             new = replace(wire, a=replace(wire.a, mtu=mtu), b=replace(wire.b, mtu=mtu))
-            builder.alter(wire, new)
+            alter(wire, new)
             assert f"mtu {mtu}" in run("ip", "-n", wire.a.netns, "link", "show", "vmk1")
         bad = replace(wire, a=replace(wire.a, mtu=1400), b=replace(wire.b, mtu=70000))
         with pytest.raises(KernelError):
-            builder.alter(wire, bad)
+            alter(wire, bad)
         readback.verify([wire, slower])  # as it was
 
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from testbed.kernel import builder, netns
+from testbed.kernel.alteration import alter
 from testbed.kernel.port import Announcer, PortSwitch, rarp_frame
 from testbed.kernel.undo import remove
 from testbed.plan.steps import Address, Bridge, End, Netns, Shape, Veth
@@ -77,9 +78,13 @@ def test_a_shaped_link_carries_what_ethernet_would(rate_bps, mtu, share):
     steps += [Address(a, "eth0", "10.0.0.1/24", ""), Address(b, "eth0", "10.0.0.2/24", "")]
     steps += [Shape(n, "eth0", rate_bps, mtu, htb, 65536, "") for n in (a, b)]
     with built(steps):
-        # The best of three: a busy machine can only take away.
-        best = max(goodput_bps(a, b, 0.7) for _ in range(3))
-    assert best == pytest.approx(share * rate_bps, rel=0.02)
+        # A busy machine can only take away, so a few tries; too much would be too much in each.
+        for _ in range(8):
+            found = goodput_bps(a, b, 0.7)
+            assert found < 1.02 * share * rate_bps
+            if found > 0.98 * share * rate_bps:
+                return
+    pytest.fail(f"{found / 1e6:.1f} Mbit/s of {share * rate_bps / 1e6:.1f}")
 
 
 def vm_and_peer(vm, host):
@@ -161,7 +166,7 @@ def test_a_closed_port_stays_closed_whatever_happens_to_its_link():
     with built(vm_and_peer(vm, host)), PortSwitch(host, "p1") as switch:
         switch.close()
         wire = next(s for s in vm_and_peer(vm, host) if isinstance(s, Veth))
-        builder.alter(wire, wire)  # alias and flags are set anew: the kernel tells the bridge
+        alter(wire, wire)  # alias and flags are set anew: the kernel tells the bridge
         assert not switch.is_open()
         switch.open()
         assert switch.is_open()

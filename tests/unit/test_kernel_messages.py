@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
@@ -70,7 +71,7 @@ def test_addresses_of_both_families(address, data, index):
     prefix = data.draw(st.integers(0, address.max_prefixlen))
     step = Address("ns", "vmk1", f"{address}/{prefix}", "")
     message = decoded(ifaddrmsg, routing.address(step, index))
-    assert message.get_attr("IFA_LOCAL") == str(address)
+    assert ip_address(message.get_attr("IFA_LOCAL")) == address
     assert message["prefixlen"] == prefix
     assert message["index"] == index
     assert bool(message["flags"] & 0x02) == (address.version == 6)  # no duplicate detection
