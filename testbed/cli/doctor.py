@@ -42,12 +42,18 @@ def _show(diagnosis: Diagnosis) -> None:
     found = Table("what", "here", "detail", "used for", "if it lacks", "to get it")
     for has in diagnosis.capabilities:
         here = {True: "yes", False: "no", None: "needs root"}[has.present]
+        if has.present is False and has.name not in diagnosis.missing:
+            here = "no (optional)"
         wanted = (has.fallback, has.install) if not has.present else ("", "")
         found.add_row(has.name, here, has.detail, has.used_for, *wanted)
+    for column in (*features.columns, *found.columns):
+        column.overflow = "fold"
     console = Console()
     # A pipe or a file has no width of its own.
     console = Console(width=console.width if console.is_terminal else 160)
     console.print(features)
     console.print(found)
+    if not diagnosis.missing:
+        console.print("A lab can be built on this machine.")
     for name in diagnosis.missing:
         console.print(f"[bold red]missing:[/bold red] {name}; without it no lab can be built")

@@ -30,8 +30,10 @@ def _ends(
     a, b = adapter(journal.plan, source), adapter(journal.plan, destination)
     ours, theirs = common_addresses(a, b)
     return (
-        Endpoint(netns.path_of(a.netns), ours, a.device),
-        Endpoint(netns.path_of(b.netns), theirs, b.device),
+        # Not bound to the devices: with them Linux takes any address for a neighbour's, route
+        # or none. The address's own routing table leads to its adapter.
+        Endpoint(netns.path_of(a.netns), ours),
+        Endpoint(netns.path_of(b.netns), theirs),
     )
 
 

@@ -68,7 +68,20 @@ def migrate_command(
     directory, _ = running_lab(lab)
     if not no_results:
         make_directory(results)
+    interrupted: list[bool] = []
+
+    def interrupt() -> None:
+        interrupted.append(True)
+        click.echo("cancelling; Ctrl-C again stops waiting for it", err=True)
+
     with progress(sys.stderr) as show:
+
+        def heed(event: dict[str, Any]) -> None:
+            if event["event"] == "waiting":
+                click.echo("waiting: another change of this lab is under way", err=True)
+            else:
+                show(_update(event))
+
         answer = request(
             directory,
             {
@@ -79,12 +92,15 @@ def migrate_command(
                 "verify": verify,
                 "command_line": " ".join(["testbed", *sys.argv[1:]]),
             },
-            on_event=lambda event: show(_update(event)),
+            on_event=heed,
+            on_interrupt=interrupt,
         )
     result = from_json(answer, f"lab {directory.name}")
     _show(result)
     if not no_results:
         _write(result, results)
+    if result.failure is not None and interrupted:
+        sys.exit(130)
     if result.failure is not None or (
         result.verification is not None and result.verification.pages_different
     ):

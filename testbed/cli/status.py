@@ -30,6 +30,8 @@ def status_command(lab: str | None, as_json: bool) -> None:
             click.echo(f"{row['lab']}: {row['state']}, {row['topology_file']}")
         if not labs:
             click.echo("no labs")
+        if any(row["state"] not in ("up", "changing") for row in labs):
+            sys.exit(1)
         return
     status = lab_status(lab)
     if as_json:
@@ -49,6 +51,8 @@ def _show(status: dict[str, Any]) -> None:
     from testbed.units import format_byte_rate, format_rate, format_size
 
     console = Console()
+    # A pipe or a file has no width of its own.
+    console = Console(width=console.width if console.is_terminal else 160)
     console.print(
         f"lab [bold]{status['lab']}[/bold] is {status['state']}, from {status['topology_file']}"
     )
@@ -66,6 +70,8 @@ def _show(status: dict[str, Any]) -> None:
             f"{counters['pages_written']:,}" if counters else "-",
             str(counters["resumes"] - 1) if counters else "-",
         )
+    for column in vms.columns:
+        column.overflow = "fold"
     console.print(vms)
     links = Table("node", "link", "MTU", "rate", "received", "sent", "dropped", "state")
     for link in status["links"]:
@@ -79,4 +85,6 @@ def _show(status: dict[str, Any]) -> None:
             str(link["rx_dropped"] + link["tx_dropped"]),
             "up" if link["running"] else "down",
         )
+    for column in links.columns:
+        column.overflow = "fold"
     console.print(links)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from testbed.errors import KernelError
 from testbed.guest.memory import PAGE_BYTES
 from testbed.guest.userfaultfd import protect, unprotect
 
@@ -78,17 +79,33 @@ class PagemapTracker:
         """Begin: every later write is found. The vCPUs run on (about 10 ms per GB and vCPU)."""
         with ExitStack() as undo:
             for pid, fd in self._vcpus:
-                scanner = PagemapScanner(pid, self._address, self._size_bytes)
-                undo.callback(scanner.close)
-                protect(fd, self._address, self._size_bytes)
-                undo.callback(unprotect, fd, self._address, self._size_bytes)
+                try:
+                    scanner = PagemapScanner(pid, self._address, self._size_bytes)
+                    undo.callback(scanner.close)
+                    protect(fd, self._address, self._size_bytes)
+                except OSError as error:
+                    raise _not_tracked(pid, error) from error
+                undo.callback(self._unprotect, fd)
                 self._scanners.append(scanner)
             self._installed = undo.pop_all()
 
+    def _unprotect(self, fd: int) -> None:
+        with suppress(OSError):  # a process that has died has no memory to unprotect
+            unprotect(fd, self._address, self._size_bytes)
+
     def collect(self) -> NDArray[np.int64]:
-        """The pages written by any vCPU since `install` or the last call, ascending."""
-        for scanner in self._scanners:
-            scanner.collect(self._dirty)
+        """The pages written by any vCPU since `install` or the last call, ascending.
+
+        A vCPU that has died is not noticed here: its pages are lost (see `Guest.dead_vcpus`).
+
+        Raises:
+            KernelError: the kernel refuses.
+        """
+        for scanner, (pid, _) in zip(self._scanners, self._vcpus, strict=True):
+            try:
+                scanner.collect(self._dirty)
+            except OSError as error:
+                raise _not_tracked(pid, error) from error
         pages = np.flatnonzero(self._dirty)
         self._dirty[pages] = False
         return pages
@@ -97,3 +114,7 @@ class PagemapTracker:
         """End, and give the vCPUs their memory back unprotected."""
         self._scanners.clear()
         self._installed.close()
+
+
+def _not_tracked(pid: int, error: OSError) -> KernelError:
+    return KernelError("track the writes of", f"process {pid}", str(error.strerror), "is it alive?")

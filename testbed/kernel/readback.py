@@ -17,9 +17,12 @@ from testbed.kernel.refusals import describe
 from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Shape, Veth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _RUNNING_DEADLINE_NS = 5 * 10**9  # a veth is operational within ms of its two ends being up
+# What `routing.rule` and `messages.create_bridge` ask for, written down a second time on purpose.
+_RULE_PRIORITY, _TO_TABLE = 1000, 1
+_AGEING = 300 * 100
 _REMEDY = "another program may have changed it: 'testbed down' and 'up' put it right"
 
 
@@ -75,11 +78,11 @@ def compare(channels: Channels, steps: Sequence[KernelStep]) -> None:
         socket = channels.socket(where)
         try:
             links = _compare_links(socket, wanted)
+            _compare_bridges(socket, wanted.links, links)
             _compare_addresses(socket, wanted.addresses, links)
             _compare_routes(socket, wanted.routes, links)
             _compare_rules(socket, wanted.rules)
-            for shape in wanted.shapes:
-                _compare_shape(socket, shape, links)
+            _compare_shapes(socket, wanted.shapes, links)
         except (OSError, RefusedError) as error:
             cause = error.cause if isinstance(error, RefusedError) else str(error)
             raise KernelError("read back", where, cause) from error
@@ -108,6 +111,9 @@ def _compare_links(socket: Socket, wanted: _Wanted) -> dict[str, Link]:
     deadline = time.monotonic_ns() + _RUNNING_DEADLINE_NS
     while True:
         links = read_links(socket)
+        for own in wanted.netns:
+            if "lo" not in links or not links["lo"].up:
+                raise _differs(own, "state of lo", "up", "down" if "lo" in links else "no lo")
         idle: tuple[KernelStep, str] | None = None
         for step, end in wanted.links:
             _compare_link(step, end, links)
@@ -139,6 +145,25 @@ def _compare_link(step: KernelStep, end: End | Bridge, links: dict[str, Link]) -
         names = {other.index: other.name for other in links.values()}
         found = names.get(link.master, "none")
         raise _differs(step, f"bridge of {end.name}", master or "none", found)
+
+
+def _compare_bridges(
+    socket: Socket, steps: Sequence[tuple[KernelStep, End | Bridge]], links: dict[str, Link]
+) -> None:
+    bridges = [step for _, step in steps if isinstance(step, Bridge)]
+    found = facts.read_bridges(socket) if bridges else {}
+    for step in bridges:
+        have = found.get(links[step.name].index)
+        if have is None:
+            raise _differs(step, f"kind of {step.name}", "bridge", "another")
+        for what, want, value in (
+            ("spanning tree", 0, have.stp),
+            ("ageing in 1/100 s", _AGEING if step.mac is None else 0, have.ageing),
+            ("multicast snooping", 0, have.multicast_snooping),
+            ("forward delay in 1/100 s", 0, have.forward_delay),
+        ):
+            if want != value:
+                raise _differs(step, f"{what} of {step.name}", want, value)
 
 
 def _index(step: KernelStep, dev: str, links: dict[str, Link]) -> int:
@@ -188,16 +213,32 @@ def _compare_rules(socket: Socket, steps: Sequence[Rule]) -> None:
     found = {fact for family in families for fact in facts.read_rules(socket, family)}
     for step in steps:
         packed = routing.packed_ip(step.source)
-        if facts.RuleFact(packed, len(packed) * 8, step.table) not in found:
-            tables = sorted(fact.table for fact in found if fact.source == packed)
-            raise _differs(step, "rule", f"table {step.table}", f"tables {tables} for it")
+        wanted = facts.RuleFact(packed, len(packed) * 8, step.table, _RULE_PRIORITY, _TO_TABLE)
+        if wanted not in found:
+            near = [_rule_text(fact) for fact in sorted(found) if fact.source == packed]
+            raise _differs(step, "rule", _rule_text(wanted), "; ".join(near) or "none for it")
 
 
-def _compare_shape(socket: Socket, step: Shape, links: dict[str, Link]) -> None:
-    classes = facts.read_classes(socket, _index(step, step.dev, links))
-    found = next((fact for fact in classes if fact.handle == htb.HTB_CLASS), None)
-    if found is None:
-        raise _differs(step, f"HTB class of {step.dev}", "one", "none")
+def _rule_text(rule: facts.RuleFact) -> str:
+    return f"table {rule.table}, priority {rule.priority}, action {rule.action}"
+
+
+def _compare_shapes(socket: Socket, steps: Sequence[Shape], links: dict[str, Link]) -> None:
+    defaults = facts.read_default_classes(socket) if steps else {}
+    for step in steps:
+        index = _index(step, step.dev, links)
+        default = defaults.get(index)
+        if default != htb.HTB_CLASS & 0xFFFF:
+            found = "no HTB" if default is None else f"{default:#x}"
+            raise _differs(step, f"HTB default class of {step.dev}", "0x1", found)
+        _compare_classes(step, facts.read_classes(socket, index))
+
+
+def _compare_classes(step: Shape, classes: Sequence[facts.ClassFact]) -> None:
+    handles = [f"{fact.handle >> 16:x}:{fact.handle & 0xFFFF:x}" for fact in classes]
+    if handles != ["1:1"]:
+        raise _differs(step, f"HTB classes of {step.dev}", "1:1", ", ".join(handles) or "none")
+    (found,) = classes
     rate = step.htb_rate_bytes_per_s
     ticks = htb.burst_ticks(step.burst_bytes, rate)
     for what, want, have in (
@@ -217,5 +258,20 @@ def _compare_files(channels: Channels, steps: Sequence[KernelStep]) -> None:
         channels.step_into(where)
         for step in wanted.netns:
             sysctl.check(step.sysctls, where)
+        sysctl.check(_device_sysctls(wanted), where)
         ends += [end for _, end in wanted.links if isinstance(end, End)]
     sysctl.check_receiving(ends)
+
+
+def _device_sysctls(wanted: _Wanted) -> Iterator[tuple[str, str]]:
+    """What the builder sets per device: `sysctl.keep_neighbours` and `sysctl.enable_ipv6`."""
+    for _, link in wanted.links:
+        if isinstance(link, Bridge) and link.mac is not None:
+            for name in (
+                f"net/ipv4/conf/{link.name}/arp_evict_nocarrier",
+                f"net/ipv6/conf/{link.name}/ndisc_evict_nocarrier",
+            ):
+                if os.access(f"/proc/sys/{name}", os.F_OK):  # since Linux 5.16
+                    yield name, "0"
+    for dev in dict.fromkeys(step.dev for step in wanted.addresses if ":" in step.address):
+        yield f"net/ipv6/conf/{dev}/disable_ipv6", "0"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import LabError
+from testbed.plan.network import gateway_for
 from testbed.units import format_size
 
 if TYPE_CHECKING:
@@ -112,6 +113,14 @@ def vmotion_path(source: Host, destination: Host) -> VmotionPath:
     ours, here, theirs, there = next(
         (pair for pair in pairs if pair[1].cidr == pair[3].cidr), pairs[0]
     )
+    if here.cidr != there.cidr:
+        for host, vmk, address in ((source, ours, here), (destination, theirs, there)):
+            if gateway_for(address, vmk.gateways) is None:
+                raise LabError(
+                    f"migrate from {source.name} to {destination.name}: {vmk.name} of {host.name}"
+                    f" ({address}) is in another network than the other's and has no gateway;"
+                    " give it one, or put both in one network"
+                )
     return VmotionPath(
         source_vmk=ours.name,
         source_network=here,

@@ -21,8 +21,12 @@ def request(
     *,
     timeout_s: float | None = None,
     on_event: Callable[[Message], None] | None = None,
+    on_interrupt: Callable[[], None] | None = None,
 ) -> Message:
     """Send a command to the supervisor and wait for its result; events go to `on_event`.
+
+    With `on_interrupt`, the first Ctrl-C calls it and asks the supervisor to cancel, and the
+    result is still waited for; the second one is raised.
 
     Raises:
         LabError: there is no supervisor, or it ended, or it said nothing for `timeout_s`.
@@ -38,31 +42,48 @@ def request(
                 f" 'testbed up' with the lab's file starts it again, 'testbed down {name}' ends it"
             ) from error
         lines = LineSocket(sock)
-        asked = False
-        while True:
-            try:
-                if not asked:
-                    lines.send(message)
-                    asked = True
-                answer = lines.receive(timeout_s)
-            except (EOFError, ConnectionError) as error:
-                raise LabError(
-                    f"{message['command']} in lab {name!r}: the supervisor ended;"
-                    f" its last words are in {directory.log}"
-                ) from error
-            if answer is None:
-                raise LabError(
-                    f"{message['command']} in lab {name!r}: no answer for {timeout_s:g} s;"
-                    f" see {directory.log}"
-                )
-            if "event" in answer:
+        try:
+            lines.send(message)
+            while True:
+                try:
+                    answer = lines.receive(timeout_s)
+                except KeyboardInterrupt:
+                    if on_interrupt is None:
+                        raise
+                    on_interrupt()
+                    on_interrupt = None
+                    sock.shutdown(socket.SHUT_WR)  # the supervisor sees that nobody asks any more
+                    continue
+                if answer is None:
+                    raise LabError(
+                        f"{message['command']} in lab {name!r}: no answer for {timeout_s:g} s;"
+                        f" see {directory.log}"
+                    )
+                if "event" not in answer:
+                    return _result(answer)
                 if on_event is not None:
                     on_event(answer)
-            elif "error" in answer:
-                raise _as_exception(answer["error"])
-            else:
-                result: Message = answer["result"]
-                return result
+        except (EOFError, ConnectionError) as error:
+            told = (
+                f"its last words are in {directory.log}"
+                if directory.log.exists()
+                else "the lab has been taken down"
+            )
+            raise LabError(
+                f"{message['command']} in lab {name!r}: the supervisor ended; {told}"
+            ) from error
+
+
+def _result(answer: Message) -> Message:
+    """The result in a last answer.
+
+    Raises:
+        TestbedError: what the supervisor answered as an error.
+    """
+    if "error" in answer:
+        raise _as_exception(answer["error"])
+    result: Message = answer["result"]
+    return result
 
 
 def error_message(error: Exception) -> Message:

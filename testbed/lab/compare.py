@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,8 +45,20 @@ def open_memory(pid: int, descriptor: int) -> mmap.mmap:
         os.close(fd)
 
 
+def require_two(source: tuple[int, int], destination: tuple[int, int]) -> None:
+    """Prove that two (pid, descriptor) pairs are two memories: one is always like itself.
+
+    Raises:
+        LabError: they are the same.
+    """
+    ours, theirs = (Path(f"/proc/{pid}/fd/{fd}").stat() for pid, fd in (source, destination))
+    if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+        raise LabError("compare memories: both ends have the same one, so nothing was copied")
+
+
 def run(control: socket.socket, source: tuple[int, int], destination: tuple[int, int]) -> None:
     """Compare the memories of two processes, each (pid, descriptor), and answer on `control`."""
+    require_two(source, destination)
     memories = [open_memory(*source), open_memory(*destination)]
     found = different_pages(*memories)
     compared = len(memories[0]) // PAGE_BYTES

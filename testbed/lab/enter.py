@@ -25,9 +25,10 @@ def running_lab(name: str | None) -> tuple[LabDirectory, Journal]:
     """
     there = labs()
     if name is None:
-        if len(there) != 1:
-            listed = ", ".join(there) or "none"
-            raise InputError(f"which lab? running: {listed}; name it with --lab")
+        if not there:
+            raise InputError("no lab is up; 'testbed up TOPOLOGY' builds one")
+        if len(there) > 1:
+            raise InputError(f"which lab? {', '.join(there)} are there; name one with --lab")
         name = there[0]
     if name not in there:
         raise InputError(

@@ -53,7 +53,7 @@ class Outcome:
             "cause": said.get("cause") or error.get("message", "the source's VMX did not say"),
             "remedy": said.get("remedy", ""),
         }
-        return cls(None, None, failure)
+        return cls(said.get("engine"), None, failure)
 
 
 def migration_result(

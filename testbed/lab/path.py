@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from testbed.measure.theory import tcp_goodput_bps
+from testbed.measure.theory import (
+    ETHERNET_HEADER_BYTES,
+    ETHERNET_OVERHEAD_BYTES,
+    tcp_goodput_bps,
+)
 
 if TYPE_CHECKING:
     from netaddr import IPNetwork
 
     from testbed.topology.model import RouterInterface, Topology, Uplink
 
-Walk: TypeAlias = tuple[tuple[str, ...], tuple[int | None, ...]]
-"""Nodes passed, and the rates of the links between them."""
+Walk: TypeAlias = tuple[tuple[str, ...], tuple[tuple[int | None, int], ...]]
+"""Nodes passed, and (rate, MTU) of the links between them."""
 
 End: TypeAlias = "tuple[str, str, IPNetwork]"
 """A host, a vmk of it, and the vmk's address."""
@@ -21,17 +25,37 @@ End: TypeAlias = "tuple[str, str, IPNetwork]"
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Physical switches and routers passed, and the slowest rate; None is unshaped."""
+    """Physical switches and routers passed, and (rate, MTU) of each link that has a rate.
+
+    `mtu` is that of the packets, which may be smaller than the links'.
+    """
 
     nodes: tuple[str, ...]
-    rate_bps: int | None
+    links: tuple[tuple[int, int], ...]
     mtu: int
 
+    @property
+    def rate_bps(self) -> int | None:
+        """The slowest link's; None if none is shaped."""
+        return min((rate_bps for rate_bps, _ in self.links), default=None)
+
     def goodput_bps(self, ip_version: int) -> int | None:
-        """TCP payload per second that the slowest link carries, in theory."""
-        if self.rate_bps is None:
-            return None
-        return int(tcp_goodput_bps(self.rate_bps, self.mtu, ip_version))
+        """TCP payload per second that the path carries, in theory.
+
+        With packets as large as the links', what Ethernet carries; smaller ones get a little
+        more, as a link is derated for its own MTU (docs/limits.md).
+        """
+        each = (
+            tcp_goodput_bps(
+                rate_bps * (mtu + ETHERNET_HEADER_BYTES) / (mtu + ETHERNET_OVERHEAD_BYTES),
+                self.mtu,
+                ip_version,
+                ETHERNET_HEADER_BYTES,
+            )
+            for rate_bps, mtu in self.links
+        )
+        least = min(each, default=None)
+        return None if least is None else int(least)
 
 
 def find_path(topology: Topology, a: End, b: End, mtu: int) -> Path | None:
@@ -51,9 +75,10 @@ def find_path(topology: Topology, a: End, b: End, mtu: int) -> Path | None:
     )
     if found is None:
         return None
-    nodes, rates = found
-    known = [rate for rate in (*rates, *(u.rate_bps for u in uplinks if u)) if rate is not None]
-    return Path(nodes, min(known, default=None), mtu)
+    nodes, links = found
+    links += tuple((uplink.rate_bps, uplink.mtu) for uplink in uplinks if uplink)
+    shaped = tuple((rate_bps, its_mtu) for rate_bps, its_mtu in links if rate_bps is not None)
+    return Path(nodes, shaped, mtu)
 
 
 def _routed(
@@ -78,20 +103,20 @@ def _is_in(leg: RouterInterface, network: IPNetwork) -> bool:
 
 
 def _walk(topology: Topology, start: str, goal: str) -> Walk | None:
-    """The switches from one to another over links, with the links' rates; there are no loops."""
-    neighbours: dict[str, list[tuple[str, int | None]]] = {}
+    """The switches from one to another over links; there are no loops."""
+    neighbours: dict[str, list[tuple[str, tuple[int | None, int]]]] = {}
     for link in topology.links:
         here, there = link.ends
-        neighbours.setdefault(here, []).append((there, link.rate_bps))
-        neighbours.setdefault(there, []).append((here, link.rate_bps))
+        neighbours.setdefault(here, []).append((there, (link.rate_bps, link.mtu)))
+        neighbours.setdefault(there, []).append((here, (link.rate_bps, link.mtu)))
     frontier: list[Walk] = [((start,), ())]
     while frontier:
-        nodes, rates = frontier.pop()
+        nodes, links = frontier.pop()
         if nodes[-1] == goal:
-            return nodes, rates
+            return nodes, links
         frontier += [
-            ((*nodes, node), (*rates, rate))
-            for node, rate in neighbours.get(nodes[-1], [])
+            ((*nodes, node), (*links, link))
+            for node, link in neighbours.get(nodes[-1], [])
             if node not in nodes
         ]
     return None

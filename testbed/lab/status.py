@@ -9,6 +9,7 @@ from testbed.kernel.observation import observe
 from testbed.lab.client import request
 from testbed.lab.directory import LabDirectory, labs
 from testbed.lab.journal import Journal
+from testbed.lab.launch import supervisor_of
 from testbed.plan.plan import kernel_steps
 from testbed.plan.steps import Netns, Shape
 
@@ -25,6 +26,8 @@ def overview() -> list[dict[str, Any]]:
         try:
             journal = Journal.read(LabDirectory(name).journal)
             state, file = str(journal.state), journal.topology_file
+            if supervisor_of(LabDirectory(name)) is None:
+                state = "without its supervisor, which has ended"
         except LabError as error:
             state, file = f"unreadable ({error})", "?"
         rows.append({"lab": name, "state": state, "topology_file": file})
@@ -51,12 +54,14 @@ def lab_status(name: str) -> dict[str, Any]:
         troubles.append(str(error))
         status = {
             "lab": name,
-            "state": journal.state,
+            "state": "without its supervisor",
             "topology_file": journal.topology_file,
             "vms": [],
             "nodes": [],
         }
     troubles += [f"{vm['name']}: {vm['trouble']}" for vm in status["vms"] if vm["trouble"]]
+    if troubles and status["state"] == "up":
+        status["state"] = "degraded"
     return {**status, "links": _links(journal.plan), "troubles": troubles}
 
 

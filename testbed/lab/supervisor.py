@@ -93,9 +93,9 @@ class Supervisor:
             "make": lambda: estate.make(request["step"]),
             "commit": estate.commit,
             "apply": lambda: self._alone(
-                apply(estate, request["topology_file"], request["topology_text"])
+                apply(estate, request["topology_file"], request["topology_text"]), emit
             ),
-            "migrate": lambda: self._alone(migrate(estate, request, emit, gone)),
+            "migrate": lambda: self._alone(migrate(estate, request, emit, gone), emit),
         }
         try:
             command = commands.get(request.get("command", ""))
@@ -108,8 +108,12 @@ class Supervisor:
             traceback.print_exc()
             return error_message(LabError(f"fault in the supervisor: {error!r}; see its log"))
 
-    async def _alone(self, change: Coroutine[Any, Any, Message]) -> Message:
+    async def _alone(
+        self, change: Coroutine[Any, Any, Message], emit: Callable[[Message], None]
+    ) -> Message:
         """One change of the lab at a time; the next one waits."""
+        if self.estate.changing.locked():
+            emit({"event": "waiting"})
         try:
             async with self.estate.changing:
                 return await change

@@ -67,7 +67,10 @@ def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, H
         raise InputError(f"there is no host {to!r}; there are: {', '.join(sorted(hosts))}")
     running = estate.vms[name]
     if running.channel.trouble is not None:
-        raise LabError(f"migrate {name}: it has failed ({running.channel.trouble})")
+        raise LabError(
+            f"migrate {name}: it has failed ({running.channel.trouble});"
+            f" 'testbed up {estate.journal.topology_file}' powers it on afresh"
+        )
     vm = estate.topology.vm(name)
     where = {other: v.step.host for other, v in estate.vms.items()}
     reasons = reasons_against(estate.topology, where, vm, hosts[to])
@@ -135,7 +138,6 @@ class _Move:
             "source_address": self.path.source_address,
             "destination_address": self.path.destination_address,
             "port": PORT,
-            "source_device": self.path.source_vmk,
             "switchover_goal_ns": self.request["switchover_goal_ns"],
             "verify": self.request["verify"],
         }

@@ -103,6 +103,7 @@ class _Vmx:
                 "cause": error.cause,
                 "remedy": error.remedy,
                 "uncertain": isinstance(error, MigrationUncertain),
+                "engine": error.measured and asdict(error.measured),
             }
         except (TestbedError, OSError, ValueError) as error:
             answer = {"error": {"type": type(error).__name__, "message": str(error)}}
@@ -176,6 +177,8 @@ class _Vmx:
             arrival = prepared.receive(hooks)
             self._guest = arrival.guest
             self._say({"event": "arrived", "memory_fd": arrival.guest.memory.fd})
+            if arrival.trouble:
+                self._control.send({"event": "trouble", "message": arrival.trouble})
             plug.announce_again()
         return {"event": "announced"}
 

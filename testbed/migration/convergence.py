@@ -53,8 +53,10 @@ def decide(iterations: Sequence[Iteration], spec: MigrationSpec) -> Decision:
     return Decision(
         "fail",
         f"pre-copy does not converge: after {len(iterations)} iterations the guest dirties "
-        f"{format_byte_rate(last.dirty_rate_bytes_per_s)}, {format_byte_rate(rate_bps / 8)} are "
-        f"transmitted, and the {last.dirty_pages} pages left take {format_duration(rest_ns)} "
-        f"of a switchover goal of {format_duration(spec.switchover_goal_ns)}",
+        f"{format_byte_rate(last.dirty_rate_bytes_per_s)} of distinct pages while "
+        f"{format_byte_rate(rate_bps / 8)} are transmitted ({spec.min_progress_percent} % of the "
+        f"dirty rate are asked for), and the {last.dirty_pages} pages left would take "
+        f"{format_duration(rest_ns)}, more than the switchover goal of "
+        f"{format_duration(spec.switchover_goal_ns)}",
         "lower the VM's dirty rate, give the path more bandwidth, or raise the switchover goal",
     )

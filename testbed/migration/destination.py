@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import select
 import time
 from contextlib import ExitStack, suppress
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from testbed.errors import TestbedError
 from testbed.guest import layout
 from testbed.guest.machine import Guest
+from testbed.migration.pauses import no_garbage_collection
 from testbed.migration.phase import MigrationFailed, Phase
 from testbed.migration.receiver import Receiver
 from testbed.migration.stream import PeerError, Stream, listen
@@ -58,13 +58,15 @@ class DestinationHooks:
 class Arrival:
     """The guest, running here and the caller's now, and when; times on CLOCK_MONOTONIC.
 
-    `resumed_ns` is when the last vCPU ran; `guest_gap_ns` as the guest itself saw it.
+    `resumed_ns` is when the last vCPU ran; `guest_gap_ns` as the guest itself saw it;
+    `trouble` says why its ports could not be opened, if so.
     """
 
     guest: Guest
     loaded_ns: int
     resumed_ns: int
     guest_gap_ns: int
+    trouble: str = ""
 
 
 class Destination:
@@ -115,17 +117,10 @@ class Destination:
             MigrationFailed: nothing is left here, and the guest was never run here.
         """
         hooks = hooks or DestinationHooks()
-        collecting = gc.isenabled()
-        gc.disable()  # no pause of it falls into the stun
-        try:
-            with self._undo as undo:
-                arrival = self._receive(hooks)
-                undo.pop_all()
-                self._listener.close()
-                return arrival
-        finally:
-            if collecting:
-                gc.enable()
+        with no_garbage_collection(), self._undo as undo:
+            arrival = self._receive(hooks)
+            undo.pop_all()
+            return arrival
 
     def _receive(self, hooks: DestinationHooks) -> Arrival:
         phase = Phase.CONNECT
@@ -133,6 +128,7 @@ class Destination:
             stream = Stream(_accept(self._listener, self._spec), self._spec.timeout_ns)
         except PeerError as error:
             raise MigrationFailed(phase, str(error)) from error
+        self._listener.close()
         self._cpu_ns = time.process_time_ns()  # populating the memory is not the copy's cost
         with stream.socket:
             try:
@@ -159,8 +155,8 @@ class Destination:
                 loaded_ns,
                 int(counters["resumed_at_ns"].max()),
                 int(counters["resume_gap_ns"].max()),
+                _opened(hooks),
             )
-            hooks.open()
             self._answer(stream, arrival)
             return arrival
 
@@ -180,6 +176,15 @@ class Destination:
                     )
                 )
             )
+
+
+def _opened(hooks: DestinationHooks) -> str:
+    """Open the guest's ports. It runs here now: a failure is told, and undoes nothing."""
+    try:
+        hooks.open()
+    except TestbedError as error:
+        return f"its port could not be opened: {error}"
+    return ""
 
 
 def _accept(listener: socket.socket, spec: MigrationSpec) -> socket.socket:

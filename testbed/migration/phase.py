@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from testbed.errors import MigrationError
+
+if TYPE_CHECKING:
+    from testbed.report.result import EngineReport
 
 
 class Phase(Enum):
@@ -43,10 +47,14 @@ def enter(now: Phase, following: Phase) -> Phase:
 
 
 class MigrationFailed(MigrationError):  # noqa: N818 - a migration fails, it is not in error
-    """A migration failed, and the guest runs on at its source."""
+    """A migration failed, and the guest runs on at its source.
+
+    `measured` is what the source had measured until then, if it had begun.
+    """
 
     def __init__(self, phase: Phase, cause: str, remedy: str = "") -> None:
         self.phase, self.cause, self.remedy = phase, cause, remedy
+        self.measured: EngineReport | None = None
         super().__init__(
             f"migration failed in phase {phase.value}: {cause}" + (f"; {remedy}" if remedy else "")
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from testbed.errors import TestbedError
 from testbed.migration.convergence import decide
 from testbed.migration.observation import Observation, Progress
+from testbed.migration.pauses import no_garbage_collection
 from testbed.migration.phase import MigrationFailed, MigrationUncertain, Phase, enter
 from testbed.migration.sender import Sender
 from testbed.migration.stream import PeerError, connect
@@ -30,7 +30,7 @@ from testbed.migration.wire import (
 from testbed.report.result import EngineReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -87,15 +87,13 @@ def migrate(
     """
     migration = _Source(guest, spec, hooks or SourceHooks(), started_ns or time.monotonic_ns())
     with ExitStack() as undo:
-        undo.enter_context(_no_garbage_collection())
+        undo.enter_context(no_garbage_collection())
         try:
             return migration.run(undo)
-        except (PeerError, WireError) as error:
-            raise migration.failure(str(error)) from error
-        except MigrationFailed:
-            raise
-        except TestbedError as error:
-            raise migration.failure(str(error)) from error
+        except (PeerError, WireError, TestbedError) as error:
+            failed = error if isinstance(error, MigrationFailed) else migration.failure(str(error))
+            failed.measured = migration.measured()
+            raise failed from error
 
 
 def take_back(guest: Guest, hooks: SourceHooks | None = None) -> None:
@@ -118,18 +116,6 @@ def _merged(*pages: NDArray[np.int64]) -> NDArray[np.int64]:
     return every[first]
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """No pause of it falls into the stun; nothing of a migration is cyclic."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
 class _Source:
     """One migration at its source."""
 
@@ -144,9 +130,12 @@ class _Source:
         self._stream: Stream
         self._sender: Sender
         self._tracker: DirtyTracker
+        self._prepare_ns = 0
 
     def failure(self, cause: str) -> MigrationFailed:
         """What to raise in the phase that the migration is in."""
+        if dead := self._guest.dead_vcpus():
+            cause = f"vCPU {', '.join(map(str, dead))} has died ({cause})"
         if self._phase is Phase.RESUME:
             return MigrationUncertain(
                 self._phase,
@@ -154,8 +143,12 @@ class _Source:
                 f"({cause})",
                 "find out whether it runs there before it is resumed here",
             )
-        phase, self._phase = self._phase, enter(self._phase, Phase.FAILED)
-        return MigrationFailed(phase, cause, f"{self._guest.spec.name} runs on at its source")
+        phase = self._phase
+        if phase is not Phase.FAILED:
+            self._phase = enter(phase, Phase.FAILED)
+        name = self._guest.spec.name
+        remedy = f"{name} has failed" if dead else f"{name} runs on at its source"
+        return MigrationFailed(phase, cause, remedy)
 
     def run(self, undo: ExitStack) -> EngineReport:
         """All phases; what they acquire goes onto `undo`."""
@@ -163,6 +156,7 @@ class _Source:
         self._stream = connect(spec)
         undo.callback(self._stream.close)
         self._stream.send(pack_hello(Hello(spec.migration_id, spec.secret, memory.size_bytes)))
+        self._stream.turn = self._heed_cancel
         try:
             self._stream.expect(Kind.ACCEPTED)
         except PeerError as error:
@@ -178,9 +172,8 @@ class _Source:
         undo.callback(self._tracker.remove)
 
         self._phase = enter(self._phase, Phase.PRECOPY)
-        prepare_ns = time.monotonic_ns() - self._started_ns
-        dirty = self._precopy()
-        return self._switch_over(dirty, prepare_ns)
+        self._prepare_ns = time.monotonic_ns() - self._started_ns
+        return self._switch_over(self._precopy())
 
     def _say_why(self, _: object, error: BaseException | None, __: object) -> None:
         """Tell the destination that the source gives up, unless the guest is its own."""
@@ -220,7 +213,7 @@ class _Source:
         )
         return dirty
 
-    def _switch_over(self, dirty: NDArray[np.int64], prepare_ns: int) -> EngineReport:
+    def _switch_over(self, dirty: NDArray[np.int64]) -> EngineReport:
         """Stun, send the last pages, hand over. Until RESUME is sent, any failure undoes it."""
         spec, hooks, stream = self._spec, self._hooks, self._stream
         self._phase = enter(self._phase, Phase.SWITCHOVER)
@@ -233,6 +226,9 @@ class _Source:
             self._guest.suspend()
             # vCPUs beat in the control pages without marking them, so these always go along.
             last = _merged(control, dirty, self._tracker.collect())
+            if dead := self._guest.dead_vcpus():  # what it had written is not known
+                raise PeerError(f"vCPU {dead} died as it was stopped")
+            self._seen.sample(self._phase, stream.acknowledged_bytes(), len(last))
             self._sender.send_pages(last)
             if spec.verify:
                 stream.timeout_ns = spec.hold_timeout_ns
@@ -249,17 +245,28 @@ class _Source:
             len(last), self._sender.wire_bytes, (stun_ns, loaded_ns), dirty_pages=0, stunned=True
         )
         self._seen.sample(self._phase, stream.acknowledged_bytes(), 0)
-        return EngineReport(
-            iterations=tuple(self._seen.iterations),
-            samples=tuple(self._seen.samples),
+        return replace(
+            self.measured(),
             streams=(stream.report(resumed.receive_buffer_bytes),),
-            prepare_ns=prepare_ns,
             total_ns=total_ns,
             stun_ns=None if spec.verify else resumed.resumed_ns - stun_ns,
             guest_gap_ns=None if spec.verify else resumed.guest_gap_ns,
-            tracking=self._tracker.name,
-            source_cpu_ns=time.process_time_ns() - self._cpu_ns,
             destination_cpu_ns=resumed.cpu_ns,
+        )
+
+    def measured(self) -> EngineReport:
+        """What this end has measured so far."""
+        return EngineReport(
+            iterations=tuple(self._seen.iterations),
+            samples=tuple(self._seen.samples),
+            streams=(),
+            prepare_ns=self._prepare_ns,
+            total_ns=time.monotonic_ns() - self._started_ns,
+            stun_ns=None,
+            guest_gap_ns=None,
+            tracking=self._guest.tracking,
+            source_cpu_ns=time.process_time_ns() - self._cpu_ns,
+            destination_cpu_ns=0,
         )
 
     def _hand_over(self) -> Resumed:
@@ -269,12 +276,15 @@ class _Source:
         self._stream.receive(body)
         return unpack_resumed(body)
 
+    def _heed_cancel(self) -> None:
+        if self._hooks.cancelled():
+            raise self.failure("cancelled")
+
     def _turn(self) -> None:
         """What is done now and then while bytes move."""
         if self._phase is Phase.SWITCHOVER and not self._spec.verify:
             return
-        if self._hooks.cancelled():
-            raise self.failure("cancelled")
+        self._heed_cancel()
         if self._stream.readable() and self._sender.pages_left:
             self._stream.receive_frame()  # an ERROR, or the end: both raise
             raise WireError("the destination spoke out of turn")

@@ -125,9 +125,10 @@ class Stream:
         return True
 
     def _try(self, transfer: Callable[[], int], verb: str) -> int:
+        # Interrupted: with a timeout set, stopping and continuing a process ends its calls so.
         try:
             return transfer()
-        except BlockingIOError:
+        except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
             raise PeerError(f"{verb}: {error.strerror}") from error
@@ -136,7 +137,7 @@ class Stream:
             self.turn()
             try:
                 return transfer()
-            except BlockingIOError:
+            except (BlockingIOError, InterruptedError):
                 continue
             except OSError as error:
                 raise PeerError(f"{verb}: {error.strerror}") from error

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ class Hello:
     """Who connects, and for which migration."""
 
     migration_id: int
-    secret: bytes
+    secret: bytes = field(repr=False)
     memory_bytes: int
 
     def same_migration(self, other: Hello) -> bool:

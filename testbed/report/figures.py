@@ -73,8 +73,10 @@ def verdict(result: MigrationResult) -> str:
         return (
             f"Moving {move} failed in phase {result.failure.phase}: {result.failure.cause}{remedy}."
         )
-    assert result.engine is not None
-    told = f"Moved {move} in {format_duration(result.engine.total_ns)}."
+    if result.engine is None:
+        return f"Moved {move}; the source ended before it could tell what it had measured."
+    compared = ", the comparison included" if result.verification is not None else ""
+    told = f"Moved {move} in {format_duration(result.engine.total_ns)}{compared}."
     if result.verification is not None and result.verification.pages_different:
         told += f" But {result.verification.pages_different:,} pages differ: the copy is wrong."
     return told
@@ -98,12 +100,14 @@ def iteration_cells(result: MigrationResult, iteration: Iteration) -> tuple[str,
     """One row of the table of iterations, as text."""
     size, rate = iteration.memory_bytes, iteration.throughput_bps
     dirty = iteration.dirty_rate_bytes_per_s
+    # With --verify the comparison falls into the last one: its time says nothing.
+    held = iteration.stunned and result.verification is not None
     return (
         f"{iteration.number}{' stun' if iteration.stunned else ''}",
         f"{iteration.pages:,}",
         nominal(result, size, format_size(size), "size"),
-        format_duration(iteration.duration_ns),
-        nominal(result, rate, format_rate(rate), "rate"),
+        "-" if held else format_duration(iteration.duration_ns),
+        "-" if held else nominal(result, rate, format_rate(rate), "rate"),
         "-" if iteration.stunned else f"{iteration.dirty_pages:,}",
         "-" if iteration.stunned else nominal(result, dirty, format_byte_rate(dirty), "byte rate"),
     )
@@ -143,7 +147,8 @@ def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figur
         Figure(
             "Total time",
             format_duration(engine.total_ns),
-            "from the command's acceptance to the last answer of the destination",
+            "from the command's acceptance to the last answer of the destination; with --verify "
+            "the comparison is in it",
         ),
         Figure(
             "Prepare",

@@ -135,15 +135,18 @@ def _working_set(draft: Draft, path: Path, vm: Vm, scale: Fraction) -> None:
             f" {format_size(vm.memory)}",
             "make it smaller, or write a percentage",
         )
-    elif size < PAGE_BYTES:
+    elif size < PAGE_BYTES * (vm.vcpus or 1):
         draft.problems.add(
             place,
-            f"{_share(wanted)} of {format_size(vm.memory)}{_of(scale)} is less than one page",
+            f"{_share(wanted)} of {format_size(vm.memory)}{_of(scale)} is less than one page for"
+            " each vCPU",
             "make it larger, or use kind: idle",
         )
 
 
 def _share(wanted: Fraction | int | None) -> str:
+    if isinstance(wanted, int):
+        return format_size(wanted)
     return f"{float(wanted or DEFAULT_WORKING_SET) * 100:g}%"
 
 

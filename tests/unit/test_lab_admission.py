@@ -97,6 +97,14 @@ def test_the_vmotion_path_and_its_slowest_link(topology: Topology) -> None:
     assert physical.goodput_bps(4) == 5 * 10**9 * 8948 // 9038
 
 
+def test_packets_smaller_than_the_links_get_what_the_links_let_through() -> None:
+    """Measured once on a 100 Mb/s link of MTU 9000: 95.6 Mb/s at MTU 1500, not 94.1."""
+    path = Path(("tor",), ((100_000_000, 9000),), 1500)
+    assert path.goodput_bps(4) == pytest.approx(95.39e6, rel=1e-3)
+    same = Path(("tor",), ((100_000_000, 1500),), 1500)
+    assert same.goodput_bps(4) == pytest.approx(94.148e6, rel=1e-5)
+
+
 def way(topology: Topology, path: VmotionPath) -> Path | None:
     return find_path(
         topology,
