@@ -5,9 +5,9 @@ ends), a virtual switch, a vmkernel adapter (address, rule, route) and a port fo
 namespace has a NIC (a bridge with MAC and address) wired to it. Ours also reads everything
 back and pins what each wire receives to one CPU, which the peer does not.
 
-The peer is as fast as its programs allow: one batch file makes all namespaces and creates
-all links in place; then a batch of tc (while the links are still down, as ours) and one of
-ip for each namespace, which is entered by `-n` or, where that is faster, by `nsenter`.
+One batch file of the peer makes all namespaces and creates all links in place; then a batch
+of tc (while the links are still down, as ours) and one of ip for each namespace, one after
+another; a namespace is entered by `-n` or, where that is faster, by `nsenter`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ SIZES = (2, 16, 64, 128)
 PAIRS = 5
 GONE_BAR_MS = 1000.0
 _PREFIX = "tb-bench-build"
-_NO_IPV6 = (("net/ipv6/conf/default/disable_ipv6", "1"),)
 _RATE_BPS, _HTB_RATE, _BURST_BYTES = 10 * 10**9, 1_247_000_000, 262144
 _SETTLE_S = 30.0
 _SAME_KERNEL_WORK = 1.2  # the same objects die: only noise may differ
@@ -55,10 +54,10 @@ _OTHERS = 8  # namespaces that other programs may make meanwhile
 def steps_of(hosts: int) -> tuple[KernelStep, ...]:
     """The steps of a lab of so many hosts, with a VM each."""
     switch = f"{_PREFIX}-tor"
-    made: list[KernelStep] = [Netns(switch, "tor", "switch", _NO_IPV6)]
+    made: list[KernelStep] = [Netns(switch, "tor", "switch")]
     for n in range(hosts):
-        made.append(Netns(f"{_PREFIX}-esx{n}", f"esx{n}", "host", _NO_IPV6))
-        made.append(Netns(f"{_PREFIX}-vm{n}", f"vm{n}", "vm", _NO_IPV6))
+        made.append(Netns(f"{_PREFIX}-esx{n}", f"esx{n}", "host"))
+        made.append(Netns(f"{_PREFIX}-vm{n}", f"vm{n}", "vm"))
     made.append(Bridge(switch, "tor", 9000, "testbed bench tor"))
     for n in range(hosts):
         made += _host(n, switch)

@@ -8,11 +8,9 @@ median of each pair's own, as a busy machine slows both of a pair.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
@@ -27,6 +25,9 @@ from _pair import A, B, Pair, child, pair
 
 from testbed.guest.memory import GuestMemory
 from testbed.guest.specification import GuestSpec
+from testbed.measure.endpoint import Endpoint
+from testbed.measure.iperf import measure as iperf
+from testbed.measure.iperf_result import IperfTest
 from testbed.migration.receiver import Receiver
 from testbed.migration.sender import Sender
 from testbed.migration.specification import MigrationSpec
@@ -47,23 +48,30 @@ _Prepare: TypeAlias = "Callable[[int], Callable[[Sender], None]]"
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A row: the link (None: unshaped), the bytes of each run, what is sent, the least ratio."""
+    """A row: the link (None: unshaped), the bytes of each run, what is sent, the least ratio.
+
+    `block_bytes` is what iperf3 writes at a time; its default is 128 KiB, ours writes 1 MiB.
+    """
 
     name: str
     rate_bps: int | None
     size_bytes: int
     prepare: _Prepare
-    bar: float
+    bar: float | None
+    block_bytes: int | None = None
 
 
 def run(runs: int | None = None) -> list[dict[str, object]]:
-    """Unshaped, 1, 7 and 10 Gb/s; then scattered pages, unshaped."""
+    """Unshaped, 1, 7 and 10 Gb/s; scattered pages; and iperf3 with writes as large as ours."""
     cases = [
         _Case("first pass, unshaped", None, _GIB, _first_pass, 1.0),
         _Case("first pass, 1 Gb/s", 10**9, _GIB // 4, _first_pass, 0.99),
         _Case("first pass, 7 Gb/s", 7 * 10**9, _GIB, _first_pass, 0.99),
         _Case("first pass, 10 Gb/s", 10**10, _GIB, _first_pass, 0.99),
         _Case("scattered 4 KB pages, unshaped", None, _GIB, _scattered, 0.85),
+        # What the size of the writes makes: no bar, but nobody should take it for the engine's.
+        _Case("first pass, unshaped", None, _GIB, _first_pass, None, 1 << 20),
+        _Case("scattered 4 KB pages, unshaped", None, _GIB, _scattered, None, 1 << 20),
     ]
     rows = []
     for case in cases:
@@ -77,7 +85,7 @@ def _compare(case: _Case, names: Pair, runs: int) -> dict[str, object]:
     for number in range(runs):
         order = [
             lambda: ours.append(_engine_bps(names, case.size_bytes, case.prepare)),
-            lambda: theirs.append(_iperf3_bps(names, case.size_bytes)),
+            lambda: theirs.append(_iperf3_bps(names, case.size_bytes, case.block_bytes)),
         ]
         for measure in order if number % 2 else reversed(order):
             measure()
@@ -87,11 +95,11 @@ def _compare(case: _Case, names: Pair, runs: int) -> dict[str, object]:
         "name": case.name,
         "value": value / 1e9,
         "unit": "Gbit/s",
-        "peer": "iperf3 -C cubic",
+        "peer": "iperf3 -C cubic" + (" -l 1M" if case.block_bytes else ""),
         "peer_value": peer_value / 1e9,
         "ratio": ratio,
-        "bar": f">= {case.bar}",
-        "met": ratio >= case.bar,
+        "bar": None if case.bar is None else f">= {case.bar}",
+        "met": None if case.bar is None else ratio >= case.bar,
         "runs": runs,
     }
 
@@ -160,30 +168,8 @@ def _nothing() -> None:
     pass
 
 
-def _iperf3_bps(names: Pair, size_bytes: int) -> float:
-    server = subprocess.Popen(
-        names.command(B, "iperf3", "-s", "-1", "-B", B, "--forceflush"),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with server:
-        try:
-            _listening(server)
-            client = names.command(A, "iperf3", "-c", B, "-C", "cubic", "-J", "-n", str(size_bytes))
-            done = subprocess.run(
-                client, check=False, capture_output=True, text=True, timeout=_DEADLINE_S
-            )
-        finally:
-            server.kill()
-    report = json.loads(done.stdout)
-    if "error" in report:
-        raise RuntimeError(f"iperf3: {report['error']}")
-    return float(report["end"]["sum_received"]["bits_per_second"])
-
-
-def _listening(server: subprocess.Popen[str]) -> None:
-    assert server.stdout is not None
-    for line in server.stdout:
-        if "Server listening" in line:
-            return
-    raise RuntimeError("iperf3 -s ended before it listened")
+def _iperf3_bps(names: Pair, size_bytes: int, block_bytes: int | None) -> float:
+    """What iperf3's receiver counted; that it used cubic and was not cut short is checked."""
+    ends = (Endpoint(f"/run/netns/{name}", at) for name, at in ((names.a, A), (names.b, B)))
+    test = IperfTest(volume_bytes=size_bytes, block_bytes=block_bytes, timeout_s=_DEADLINE_S)
+    return iperf(*ends, test).received_bps

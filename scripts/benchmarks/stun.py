@@ -51,9 +51,15 @@ vms:
 
 
 def run(runs: int | None = None) -> list[dict[str, object]]:
-    """Median and longest stun, the guest's gap, and the most pages that were sent in one."""
+    """Median and longest stun, the guest's gap, and the pages that were sent in one.
+
+    Raises:
+        RuntimeError: no migration left few enough pages.
+    """
     reports = measure(runs or _RUNS)
     counted = [report for report in reports if report.iterations[-1].pages <= _MOST_PAGES]
+    if not counted:
+        raise RuntimeError(f"each of {len(reports)} migrations left over {_MOST_PAGES} pages")
     stuns = [(report.stun_ns or 0) / 1e6 for report in counted]
     gaps = [(report.guest_gap_ns or 0) / 1e6 for report in counted]
     pages = [report.iterations[-1].pages for report in counted]

@@ -84,7 +84,7 @@ def _against_running(found: Topology) -> Difference | None:
 def _show_difference(change: Difference, as_json: bool) -> None:
     from testbed.plan.difference import powered_off
     from testbed.plan.plan import step_to_json
-    from testbed.plan.text import describe
+    from testbed.plan.text import describe, describe_undo
 
     if as_json:
         data = {
@@ -95,12 +95,12 @@ def _show_difference(change: Difference, as_json: bool) -> None:
         click.echo(json.dumps(data, indent=2))
         return
     for step in change.undo:
-        click.echo(f"- {describe(step)}")
+        click.echo(f"- {describe_undo(step)}")
     for _, new in change.alter:
         click.echo(f"~ {describe(new)}")
     for step in change.do:
         click.echo(f"+ {describe(step)}")
     for vm in powered_off(change):
-        click.echo(f"note: {vm} is powered off by this and loses its memory", err=True)
+        click.echo(f"note: {vm} is powered off by this and loses its memory")
     if not change:
         click.echo("no kernel object of the running lab would change")

@@ -15,7 +15,7 @@ from testbed.plan.compile import compile_plan
 from testbed.plan.difference import Difference, difference, powered_off
 from testbed.plan.plan import Plan, kernel_steps, lab_steps
 from testbed.plan.steps import Address, LabStep, Netns, PowerOn
-from testbed.plan.text import describe
+from testbed.plan.text import describe, describe_undo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +103,7 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
     estate.write_journal(new)
     before, estate.topology = estate.topology, topology
     return {
-        "undone": [describe(step) for step in change.undo],
+        "undone": [describe_undo(step) for step in change.undo],
         "altered": [describe(step) for _, step in change.alter],
         "done": [describe(step) for step in change.do],
         "properties": same_but_for_text(topology, before) is False,

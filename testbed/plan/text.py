@@ -17,6 +17,11 @@ from testbed.plan.steps import (
 from testbed.units import format_byte_rate, format_rate, format_size
 
 
+def describe_undo(step: Step) -> str:
+    """What undoing the step takes away."""
+    return f"power off {step.vm} on {step.host}" if isinstance(step, PowerOn) else describe(step)
+
+
 def describe(step: Step) -> str:  # noqa: PLR0911  (one line for each kind of step)
     """What the step makes: `veth vmnic0 in tb.lab.esx01 <-> esx01-vmnic0 in tb.lab.tor-a`."""
     match step:

@@ -176,6 +176,9 @@ def test_a_guest_that_writes_faster_than_the_link_stays_where_it_is(
     assert result["outcome"] == "failed"
     assert result["failure"]["phase"] == "pre-copy"
     assert "does not converge" in result["failure"]["cause"]
+    assert len(result["engine"]["iterations"]) >= 2  # what was measured is not lost
+    assert result["engine"]["iterations"][0]["pages"] == 8192
+    assert result["engine"]["stun_ns"] is None
     assert still_running(name)
     run("migrate", "db01", "--to", "esx02", "--lab", name, "--switchover-goal", "20s",
         "--no-results")  # fmt: skip
@@ -307,6 +310,22 @@ def test_what_may_not_move_is_refused_with_the_reason(lab: Callable[..., str]) -
         assert refused.returncode in (1, 2)
         assert words in refused.stderr
     assert vm(name, "db01")["host"] == "esx01"
+
+
+def test_networks_without_a_way_between_them_are_told_at_once(tmp_path: Path) -> None:
+    text = small_topology("apart").replace("192.168.20.[11-12]/24", "192.168.2[1,2].11/24")
+    try:
+        up(topologies.loads(text, "apart.yaml"))
+        refused = run("migrate", "db01", "--to", "esx02", "--lab", "apart", check=False)
+        assert refused.returncode == 1
+        assert "vmk1 of esx01 (192.168.21.11/24)" in refused.stderr
+        assert "gateway" in refused.stderr
+        # And no throughput is made up for a path that there is not.
+        iperf = run("iperf", "--lab", "apart", "esx01/vmk1", "esx02/vmk1", check=False)
+        assert iperf.returncode == 1
+        assert "unreachable" in iperf.stderr
+    finally:
+        down("apart")
 
 
 def test_the_result_is_stored_with_its_whole_input(lab: Callable[..., str], tmp_path: Path) -> None:
