@@ -15,7 +15,8 @@ from testbed.kernel import builder, netns
 from testbed.kernel.alteration import alter
 from testbed.kernel.port import Announcer, PortSwitch, rarp_frame
 from testbed.kernel.undo import remove
-from testbed.plan.steps import Address, Bridge, End, Netns, Shape, Veth
+from testbed.plan.shaping import shape
+from testbed.plan.steps import Address, Bridge, End, Netns, Veth
 
 pytestmark = pytest.mark.root
 
@@ -65,26 +66,28 @@ def goodput_bps(a, b, seconds):
         return taken * 8 / (now - start)
 
 
-@pytest.mark.parametrize(
-    ("rate_bps", "mtu", "share"),
-    [(10**8, 1500, 0.941), (10**9, 1500, 0.941), (10**8, 9000, 0.990), (10**9, 9000, 0.990)],
-)
-def test_a_shaped_link_carries_what_ethernet_would(rate_bps, mtu, share):
+@pytest.mark.parametrize("rate_bps", [10**8, 10**9])
+@pytest.mark.parametrize("mtu", [1500, 9000])
+def test_a_shaped_link_carries_what_ethernet_would(rate_bps, mtu):
+    # A frame takes its preamble, header, checksum and gap of the line, and carries what IPv4,
+    # TCP and its timestamps leave: 94.15 and 99.04 %.
+    want_bps = rate_bps * (mtu - 20 - 32) / (mtu + 8 + 14 + 4 + 12)
     a, b = "tb-kt1.a", "tb-kt1.b"
-    # HTB counts the 14 bytes of the header; preamble, gap and checksum are 24 more.
-    htb = rate_bps // 8 * (mtu + 14) // (mtu + 38)
     wire = Veth(End(a, "eth0", mtu, ""), End(b, "eth0", mtu, ""))
     steps = [Netns(a, "a", "host", (NO_IPV6,)), Netns(b, "b", "host", (NO_IPV6,)), wire]
     steps += [Address(a, "eth0", "10.0.0.1/24", ""), Address(b, "eth0", "10.0.0.2/24", "")]
-    steps += [Shape(n, "eth0", rate_bps, mtu, htb, 65536, "") for n in (a, b)]
+    steps += [shape(n, "eth0", rate_bps, mtu, wire.key) for n in (a, b)]
+    # HTB that is told the nominal rate carries 1.6 % more at MTU 1500, 0.3 % at 9000.
+    most = 1.012 if rate_bps == 10**8 else 1.008
+    found = []
     with built(steps):
         # A busy machine can only take away, so a few tries; too much would be too much in each.
         for _ in range(8):
-            found = goodput_bps(a, b, 0.7)
-            assert found < 1.02 * share * rate_bps
-            if found > 0.98 * share * rate_bps:
+            found.append(goodput_bps(a, b, 0.7) / want_bps)
+            assert found[-1] < most
+            if found[-1] > 0.98:
                 return
-    pytest.fail(f"{found / 1e6:.1f} Mbit/s of {share * rate_bps / 1e6:.1f}")
+    pytest.fail(f"{found} of what Ethernet carries")
 
 
 def vm_and_peer(vm, host):
