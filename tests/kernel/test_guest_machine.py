@@ -58,7 +58,7 @@ def progressed(guest):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["uniform", "sequential"])
-def test_no_write_is_missed(backend, kind):
+def test_no_write_is_missed_and_none_made_up(backend, kind):
     """A shadow kept up to date with what is collected, while several vCPUs write, is exact."""
     with Guest.power_on(busy(workload=kind), tracking=backend) as guest:
         tracker = guest.tracker()
@@ -74,14 +74,15 @@ def test_no_write_is_missed(backend, kind):
         assert len(last) > guest.control_pages()
         shadow[last] = guest.memory.words[last]
         assert (shadow == guest.memory.words).all()
+        assert not len(tracker.collect())  # each write is told once
 
         guest.resume()
         progressed(guest)
         guest.suspend()
-        assert (shadow != guest.memory.words).any()
         found = tracker.collect()
         changed = np.flatnonzero((shadow != guest.memory.words).any(axis=1))
-        assert set(changed) <= set(found) | set(range(guest.control_pages()))
+        data = [pages[pages >= guest.control_pages()].tolist() for pages in (found, changed)]
+        assert data[0] == data[1] != []
         tracker.remove()
         guest.resume()
         progressed(guest)  # unprotected memory is written as before
@@ -140,11 +141,15 @@ def test_the_rate_asked_for_is_kept_and_a_stop_is_not_made_up():
         def written():
             return int(guest.counters()["pages_written"].sum()) * 4096, time.monotonic()
 
-        before, began = written()
-        time.sleep(0.3)
+        shares = []
+        for _ in range(5):  # another program may have the CPU, or part the two readings
+            before, began = written()
+            time.sleep(0.3)
+            middle, ended = written()
+            shares.append((middle - before) / (ended - began) / 40e6)
+        assert any(0.9 <= share <= 1.05 for share in shares), shares
         guest.suspend()
-        middle, stopped = written()
-        assert 4e6 < (middle - before) / (stopped - began) < 50e6
+        middle, _ = written()
         time.sleep(0.3)
         resumed = time.monotonic()
         guest.resume()
