@@ -318,9 +318,40 @@ def test_the_destination_waits_no_longer_than_its_timeout(start):
     assert "did not come" in text
 
 
+SLOW_BPS, SLOW_BURST_BYTES = 200 * 10**6, 128 * 1024
+
+
 def slow(namespaces):
-    shaping = ["tbf", "rate", "200mbit", "burst", "128kb", "latency", "50ms"]
+    shaping = ["tbf", "rate", f"{SLOW_BPS}bit", "burst", str(SLOW_BURST_BYTES), "latency", "50ms"]
     run("tc", "-n", namespaces[0], "qdisc", "add", "dev", "eth0", "root", *shaping)
+
+
+def test_a_stun_lasts_as_long_as_its_pages_take_on_the_path(start, namespaces):
+    """The guest rewrites 4 MiB faster than the path carries them: all that is left to the stun."""
+    slow(namespaces)
+    late_ns = []
+    for _ in range(3):
+        guest = GuestSpec("vm", 16 * MIB, 2, "uniform", 100 * 10**6, 4 * MIB, seed=11)
+        spec = specification(guest=guest, switchover_goal_ns=500_000_000)
+        there, here = start(1, destination(spec)), start(0, source(spec))
+        there.told()
+        here.told()
+        here.go()
+        report, *_ = here.told()
+        there.told()
+        last = report.iterations[-1]
+        assert last.memory_bytes > 0.9 * guest.working_set_bytes
+        # What the shaper lets pass at once leaves with no delay, and all the rest at its rate.
+        least_ns = (last.wire_bytes - SLOW_BURST_BYTES) * 8e9 / SLOW_BPS
+        assert report.stun_ns >= least_ns
+        assert report.guest_gap_ns >= least_ns
+        late_ns.append(report.guest_gap_ns - report.stun_ns)
+        for vmx in (here, there):
+            vmx.go()
+            assert vmx.told() == ("end", "gone")
+        if late_ns[-1] <= 5_000_000:
+            return
+    pytest.fail(f"vCPUs stood still longer than the stun by {late_ns} ns")
 
 
 def runs_on_at_source(told, phase):
