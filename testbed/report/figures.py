@@ -187,6 +187,8 @@ def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figur
                 "IP and TCP headers",
             )
         )
+    if result.failure is not None:
+        return found  # the destination can't be asked any more
     retransmitted = sum(stream.retransmitted_segments for stream in engine.streams)
     found.append(Figure("Retransmitted segments", f"{retransmitted:,}", "TCP_INFO at the end"))
     cpu_ns = engine.source_cpu_ns + engine.destination_cpu_ns
