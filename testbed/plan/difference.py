@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from testbed.plan.steps import Bridge, DatastoreDirectory, End, PowerOn, Shape, Step, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Bridge, DatastoreDirectory, End, PowerOn, Step, Veth
 
 if TYPE_CHECKING:
     from testbed.plan.plan import Plan

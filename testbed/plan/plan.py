@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from testbed.plan.policies import Chain, Delay, DelayLine, Netem, Offloads, Shape, TrafficClass
+from testbed.plan.stages import stage_from_json, stage_to_json
 from testbed.plan.steps import (
     Address,
     Bridge,
@@ -15,7 +17,6 @@ from testbed.plan.steps import (
     PowerOn,
     Route,
     Rule,
-    Shape,
     Step,
     Veth,
 )
@@ -44,17 +45,20 @@ class Plan:
 
 def lab_steps(steps: Iterable[Step]) -> list[LabStep]:
     """Those that the lab's supervisor carries out, in order."""
-    return [step for step in steps if isinstance(step, DatastoreDirectory | PowerOn)]
+    return [step for step in steps if isinstance(step, DelayLine | DatastoreDirectory | PowerOn)]
 
 
 def kernel_steps(steps: Iterable[Step]) -> list[KernelStep]:
     """Those that the kernel carries out, in order."""
-    return [step for step in steps if not isinstance(step, DatastoreDirectory | PowerOn)]
+    return [
+        step for step in steps if not isinstance(step, DelayLine | DatastoreDirectory | PowerOn)
+    ]
 
 
 def _types() -> dict[str, type[Step]]:
     kinds: tuple[type[Step], ...] = (
-        Netns, Bridge, Veth, Address, Route, Rule, Shape, DatastoreDirectory, PowerOn,
+        Netns, Bridge, Veth, Address, Route, Rule, Shape, Chain, Offloads, Netem, DelayLine,
+        DatastoreDirectory, PowerOn,
     )  # fmt: skip
     return {kind.kind: kind for kind in kinds}
 
@@ -65,7 +69,11 @@ def _frozen(value: Any) -> Any:
 
 def step_to_json(step: Step) -> dict[str, Any]:
     """A step as a JSON object; `kind` names its type."""
-    return {"kind": step.kind, **asdict(step)}
+    data = {"kind": step.kind, **asdict(step)}
+    if isinstance(step, Chain):
+        for direction, stages in (("incoming", step.incoming), ("outgoing", step.outgoing)):
+            data[direction] = [stage_to_json(stage) for stage in stages]
+    return data
 
 
 def step_from_json(data: dict[str, Any]) -> Step:
@@ -75,8 +83,16 @@ def step_from_json(data: dict[str, Any]) -> Step:
         KeyError, TypeError: it is not of that form.
     """
     fields = {name: _frozen(value) for name, value in data.items() if name != "kind"}
-    if data["kind"] == Veth.kind:
-        return Veth(End(**fields["a"]), End(**fields["b"]))
+    match data["kind"]:
+        case Veth.kind:
+            return Veth(End(**fields["a"]), End(**fields["b"]))
+        case Shape.kind:
+            fields["classes"] = tuple(TrafficClass(**one) for one in fields["classes"])
+        case DelayLine.kind:
+            fields["delays"] = tuple(Delay(**one) for one in fields["delays"])
+        case Chain.kind:
+            for direction in ("incoming", "outgoing"):
+                fields[direction] = tuple(map(stage_from_json, data[direction]))
     return _types()[data["kind"]](**fields)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from testbed.measure.theory import ETHERNET_HEADER_BYTES, ETHERNET_OVERHEAD_BYTES
-from testbed.plan.steps import Shape
+from testbed.plan.policies import Shape
 
 LEAST_BURST_BYTES = 16 * 1024
 FULL_BURST_BYTES = 256 * 1024

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+from testbed.plan.policies import Chain, DelayLine, Netem, Offloads, Shape
+
 
 @dataclass(frozen=True, slots=True)
 class Netns:
-    """A network namespace; `role` is host, switch, router or vm.
+    """A network namespace; `role` is host, switch, router, wire or vm.
 
     `sysctls` are (path under /proc/sys, value) pairs set before any link is made in it.
     """
@@ -66,6 +68,11 @@ class End:
 
     `rps_cpu` is the CPU that handles what this end receives (one, or veth reorders).
     `forwarding` False leaves a bridge port disabled: it passes nothing either way.
+
+    As a bridge port, one that is `isolated` exchanges no frames with other such ports, one
+    without `learning` teaches the bridge no addresses, and one without `flooding` gets no
+    unicast frames for unknown addresses. `queue_frames` is how many frames may wait to be
+    sent, in each of its HTB classes too; None leaves the kernel's own 1000.
     """
 
     netns: str
@@ -76,6 +83,10 @@ class End:
     master: str | None = None
     rps_cpu: int = 0
     forwarding: bool = True
+    isolated: bool = False
+    learning: bool = True
+    flooding: bool = True
+    queue_frames: int | None = None
 
     @property
     def key(self) -> str:
@@ -172,34 +183,6 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """HTB on a link's egress: one class, default for all traffic.
-
-    `htb_rate_bytes_per_s` is what HTB is told: the nominal `rate_bps` derated for the
-    preamble, gap and checksum that it doesn't count. The link's MTU is in `mtu`.
-    """
-
-    kind: ClassVar[str] = "shape"
-    netns: str
-    dev: str
-    rate_bps: int
-    mtu: int
-    htb_rate_bytes_per_s: int
-    burst_bytes: int
-    wire: str
-
-    @property
-    def key(self) -> str:
-        """The object's name in the lab."""
-        return f"shape {self.netns}/{self.dev}"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The key of the step that makes its link (`wire`)."""
-        return (self.wire,)
-
-
-@dataclass(frozen=True, slots=True)
 class DatastoreDirectory:
     """A shared datastore: a directory in the lab's state that its hosts' VMs see."""
 
@@ -250,6 +233,8 @@ class PowerOn:
         )
 
 
-KernelStep: TypeAlias = Netns | Bridge | Veth | Address | Route | Rule | Shape
-LabStep: TypeAlias = DatastoreDirectory | PowerOn
+KernelStep: TypeAlias = (
+    Netns | Bridge | Veth | Address | Route | Rule | Shape | Chain | Offloads | Netem
+)
+LabStep: TypeAlias = DelayLine | DatastoreDirectory | PowerOn
 Step: TypeAlias = KernelStep | LabStep

@@ -14,24 +14,44 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress, IPNetwork
 
+from testbed.topology.policy import (
+    Allocation,
+    Impairment,
+    MarkingRule,
+    NicShare,
+    Nioc,
+    Offloads,
+    PortGroup,
+    Ranges,
+    Rings,
+    StaticRoute,
+    SwitchQueues,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PhysicalSwitch:
-    """A physical switch, an Ethernet bridge of its own."""
+    """A physical switch, an Ethernet bridge of its own; `queues` None is one queue a port."""
 
     name: str
     site: str | None
     mtu: int
+    queues: SwitchQueues | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RouterInterface:
-    """A router's leg in a physical switch; addresses carry their prefix length."""
+    """A router's leg in a physical switch; addresses carry their prefix length.
 
+    `vlan` is the VLAN that the switch's port is an access port of; None: frames as they are.
+    """
+
+    name: str
     switch: str
     addresses: tuple[IPNetwork, ...]
     mtu: int
     mac: str
+    vlan: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +64,18 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class PhysicalLink:
-    """A cable between two physical switches; `rate_bps` None is unshaped."""
+    """A cable between two physical switches; `rate_bps` None is unshaped.
+
+    `there` is what happens to frames on their way from the first end to the second, `back` the
+    other way. `vlans` are those that it carries (0: untagged frames); None: all frames.
+    """
 
     ends: tuple[str, str]
     rate_bps: int | None
     mtu: int
+    there: Impairment = Impairment()
+    back: Impairment = Impairment()
+    vlans: Ranges | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +97,38 @@ class VSwitch:
     kind: Literal["standard", "distributed"]
     mtu: int
     uplinks: tuple[str, ...]
-    portgroups: tuple[str, ...]
+    portgroups: tuple[PortGroup, ...]
+    nioc: Nioc | None = None
+    marking: tuple[MarkingRule, ...] = ()
+
+    def portgroup(self, name: str) -> PortGroup:
+        """The port group of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = next((group for group in self.portgroups if group.name == name), None)
+        if found is None:
+            raise KeyError(name)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """A physical NIC of a host (vmnic) and the physical switch it is cabled to."""
+    """A physical NIC of a host (vmnic) and the physical switch it is cabled to.
+
+    `vlans` are those that the switch's port carries (0: untagged frames); None: all frames.
+    """
 
     name: str
     switch: str
     rate_bps: int | None
     mtu: int
     mac: str
+    vlans: Ranges | None = None
+    qos: tuple[NicShare, ...] = ()
+    offloads: Offloads = Offloads()
+    rings: Rings = Rings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +143,8 @@ class VmkernelAdapter:
     services: frozenset[str]
     mtu: int
     mac: str
+    netstack: str = "default"
+    routes: tuple[StaticRoute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +160,9 @@ class Host:
 
     def vswitch_of(self, portgroup: str) -> VSwitch | None:
         """The virtual switch that has this port group here, or None."""
-        return next((v for v in self.vswitches if portgroup in v.portgroups), None)
+        return next(
+            (v for v in self.vswitches if any(g.name == portgroup for g in v.portgroups)), None
+        )
 
     def vmks_for(self, service: str) -> tuple[VmkernelAdapter, ...]:
         """The vmks that carry a service, such as `vmotion`."""
@@ -120,7 +171,10 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class VirtualNic:
-    """A VM's network adapter. Its MTU is the one of the virtual switch it is in."""
+    """A VM's network adapter. Its MTU is the one of the virtual switch it is in.
+
+    `vlan` is the one that the guest tags its frames with itself; None: it tags nothing.
+    """
 
     name: str
     portgroup: str
@@ -128,6 +182,8 @@ class VirtualNic:
     gateways: tuple[IPAddress, ...]
     mtu: int
     mac: str
+    vlan: int | None = None
+    bandwidth: Allocation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, TypeVar
 
-from testbed.topology import model
+from testbed.topology import model, policy
 from testbed.topology.capacity import working_set_bytes
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def resolve(draft: Draft, text: str) -> model.Topology:
                 name,
                 tuple(
                     model.RouterInterface(
-                        switch, _all_known(interface.ip), mtu[switch], macs.of(name, switch)
+                        switch, switch, _all_known(interface.ip), mtu[switch], macs.of(name, switch)
                     )
                     for switch, interface in router.interfaces.items()
                 ),
@@ -142,7 +142,21 @@ def _host(draft: Draft, name: str, host: Host, macs: _Macs, scale: Fraction) -> 
             for vmnic, nic in host.nics.items()
         ),
         vswitches=tuple(
-            model.VSwitch(s.name, s.kind, _known(s.mtu), s.uplinks, s.portgroups)
+            model.VSwitch(
+                s.name,
+                s.kind,
+                _known(s.mtu),
+                s.uplinks,
+                tuple(
+                    policy.PortGroup(
+                        name,
+                        0,
+                        policy.Security(promiscuous=False, mac_changes=True, forged_transmits=True),
+                        policy.Teaming("originating_port", s.uplinks, ()),
+                    )
+                    for name in s.portgroups
+                ),
+            )
             for s in draft.switches[name]
         ),
         vmks=tuple(
