@@ -8,7 +8,8 @@ from testbed.errors import KernelError
 from testbed.kernel import htb, messages, netns, readback, routing, sysctl
 from testbed.kernel.channels import Channels
 from testbed.kernel.refusals import kernel_error
-from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Shape, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Veth
 
 
 def alter(old: KernelStep, new: KernelStep) -> None:

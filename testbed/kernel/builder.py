@@ -12,7 +12,8 @@ from testbed.kernel.channels import Channels
 from testbed.kernel.port_closing import close_ports
 from testbed.kernel.refusals import kernel_error
 from testbed.kernel.undo import remove, undo
-from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Shape, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Veth
 
 if TYPE_CHECKING:
     import threading

@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 from testbed.kernel.template import ACK, CREATE, DUMP, EXCLUSIVE, Slots, Template
 
 if TYPE_CHECKING:
-    from testbed.plan.steps import Shape
+    from testbed.plan.policies import Shape
 
 NEWQDISC, DELQDISC = 36, 37
 NEWTCLASS, GETTCLASS = 40, 42

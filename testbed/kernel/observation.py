@@ -11,7 +11,8 @@ from testbed.kernel.channels import Channels
 from testbed.kernel.facts import ClassFact, read_classes
 from testbed.kernel.links import Link, read_links
 from testbed.kernel.netlink import RefusedError
-from testbed.plan.steps import Bridge, KernelStep, Shape, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Bridge, KernelStep, Veth
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

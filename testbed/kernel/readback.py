@@ -14,7 +14,8 @@ from testbed.kernel.channels import Channels
 from testbed.kernel.links import Link, read_links
 from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.refusals import describe
-from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Shape, Veth
+from testbed.plan.policies import Chain, Netem, Offloads, Shape
+from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Veth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,8 +37,11 @@ class _Wanted:
     routes: list[Route] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     shapes: list[Shape] = field(default_factory=list)
+    chains: list[Chain] = field(default_factory=list)
+    offloads: list[Offloads] = field(default_factory=list)
+    netems: list[Netem] = field(default_factory=list)
 
-    def add(self, step: Bridge | Address | Route | Rule | Shape) -> None:
+    def add(self, step: Bridge | Address | Route | Rule | Shape | Chain | Offloads | Netem) -> None:
         match step:
             case Bridge():
                 self.links.append((step, step))
@@ -49,6 +53,12 @@ class _Wanted:
                 self.rules.append(step)
             case Shape():
                 self.shapes.append(step)
+            case Chain():
+                self.chains.append(step)
+            case Offloads():
+                self.offloads.append(step)
+            case Netem():
+                self.netems.append(step)
 
 
 def verify(steps: Sequence[KernelStep]) -> None:

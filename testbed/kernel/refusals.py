@@ -6,7 +6,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.plan.steps import Address, Bridge, KernelStep, Netns, Route, Rule, Shape, Veth
+from testbed.plan.policies import Chain, Netem, Offloads, Shape
+from testbed.plan.steps import Address, Bridge, KernelStep, Netns, Route, Rule, Veth
 
 if TYPE_CHECKING:
     from testbed.kernel.netlink import RefusedError
@@ -45,6 +46,8 @@ def describe(step: KernelStep) -> tuple[str, str]:
         case Shape():
             rate = f"{step.htb_rate_bytes_per_s} bytes/s"
             return "shape", f"{rate} on {step.dev} in {step.netns}"
+        case Chain() | Offloads() | Netem():
+            return step.kind, f"{step.dev} in {step.netns}"
 
 
 def kernel_error(step: KernelStep, refusal: RefusedError, verb: str = "create") -> KernelError:

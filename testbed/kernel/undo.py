@@ -9,7 +9,8 @@ from testbed.errors import KernelError
 from testbed.kernel import htb, messages, netns, routing
 from testbed.kernel.channels import Channels
 from testbed.kernel.refusals import kernel_error
-from testbed.plan.steps import Address, Bridge, KernelStep, Netns, Route, Rule, Shape, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Address, Bridge, KernelStep, Netns, Route, Rule, Veth
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,7 +20,8 @@ from testbed.kernel import builder, facts, netns, processes, readback
 from testbed.kernel.alteration import alter
 from testbed.kernel.observation import observe
 from testbed.kernel.undo import remove
-from testbed.plan.steps import Address, Bridge, End, Netns, Route, Rule, Shape, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Address, Bridge, End, Netns, Route, Rule, Veth
 
 pytestmark = pytest.mark.root
 

@@ -15,7 +15,8 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from testbed.kernel import htb, messages, routing
 from testbed.kernel.port import rarp_frame
-from testbed.plan.steps import Address, End, Route, Shape, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Address, End, Route, Veth
 
 NAMES = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=15)
 MTUS = st.integers(68, 65535)

@@ -13,7 +13,8 @@ from testbed.errors import KernelError
 from testbed.kernel import netns, sysctl
 from testbed.kernel.netlink import RefusedError, attributes
 from testbed.kernel.refusals import kernel_error
-from testbed.plan.steps import Address, Bridge, End, Netns, Route, Rule, Shape, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Address, Bridge, End, Netns, Route, Rule, Veth
 
 
 @given(st.integers(0, 1023))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from testbed.plan.difference import Difference, difference, powered_off
 from testbed.plan.plan import Plan, from_json, to_json
+from testbed.plan.policies import Shape
 from testbed.plan.steps import (
     Address,
     Bridge,
@@ -14,7 +15,6 @@ from testbed.plan.steps import (
     End,
     Netns,
     PowerOn,
-    Shape,
     Step,
     Veth,
 )
