@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from testbed.kernel.builder import build
 from testbed.kernel.netns import names
 from testbed.kernel.undo import remove
+from testbed.plan.policies import Shape
 from testbed.plan.steps import (
     Address,
     Bridge,
@@ -34,7 +35,6 @@ from testbed.plan.steps import (
     Netns,
     Route,
     Rule,
-    Shape,
     Veth,
 )
 

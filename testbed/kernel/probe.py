@@ -18,7 +18,8 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 from testbed.kernel import htb, messages, netns, syscalls
 from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.template import ACK, CREATE, EXCLUSIVE, Template
-from testbed.plan.steps import End, Shape, Veth
+from testbed.plan.policies import Shape
+from testbed.plan.steps import End, Veth
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,8 @@ from testbed.lab.directory import LabDirectory, labs
 from testbed.lab.journal import Journal
 from testbed.lab.launch import supervisor_of
 from testbed.plan.plan import kernel_steps
-from testbed.plan.steps import Netns, Shape
+from testbed.plan.policies import Shape
+from testbed.plan.steps import Netns
 
 if TYPE_CHECKING:
     from testbed.plan.plan import Plan
