@@ -6,27 +6,26 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from testbed.errors import LabError
+from testbed.plan.hosts import add_host, add_host_chains, add_vm_port, vm_nics
 from testbed.plan.names import short_name
-from testbed.plan.network import (
-    MAIN_TABLE,
-    Network,
-    add_host,
-    add_link,
-    add_router,
-    add_switch,
-    gateway_for,
-)
+from testbed.plan.network import MAIN_TABLE, Network, gateway_for
+from testbed.plan.physical import add_link, add_router, add_switch
 from testbed.plan.plan import Plan
+from testbed.plan.ports import guest_chain
 from testbed.plan.steps import DatastoreDirectory, Netns, PowerOn, Route, Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from testbed.topology.model import VM, Topology
+    from testbed.topology.model import VM, Host, Topology
 
 
 def compile_plan(
-    topology: Topology, *, cpus: int, placement: Mapping[str, str] | None = None
+    topology: Topology,
+    *,
+    cpus: int,
+    placement: Mapping[str, str] | None = None,
+    netem: bool = False,
 ) -> Plan:
     """The ordered steps that make the lab of a topology.
 
@@ -34,25 +33,32 @@ def compile_plan(
         topology: validated.
         cpus: how many CPUs this machine has; one of them handles the lab's wires.
         placement: the hosts that VMs run on now, where they have moved from the file's.
+        netem: whether this kernel has it; otherwise delayed links get delay lines.
 
     Raises:
         LabError: a VM is placed on a host that lacks its port group.
     """
     where = {vm.name: vm.host for vm in topology.vms} | dict(placement or {})
-    network = Network(topology.name, cpus)
+    network = Network(topology.name, cpus, netem=netem, longest_mtu=_longest_mtu(topology))
+    switches = {switch.name: switch for switch in topology.switches}
     for switch in topology.switches:
         add_switch(network, switch)
     for link in topology.links:
-        add_link(network, link)
+        add_link(network, link, switches)
     for router in topology.routers:
-        add_router(network, router)
+        add_router(network, router, switches)
     for host in topology.hosts:
-        add_host(network, host)
+        add_host(network, host, topology)
+    numbers = {(name, nic.name): n for n, (name, nic) in enumerate(vm_nics(topology))}
     for vm in topology.vms:
-        _add_vm_network(network, topology, vm, where[vm.name])
+        _add_vm_network(network, topology.host(where[vm.name]), vm, numbers)
+    for host in topology.hosts:
+        add_host_chains(network, host)
     # Namespaces first: a wire needs both of its ends' and the kernel's helper makes them at once.
     steps: list[Step] = [step for step in network.steps if isinstance(step, Netns)]
     steps += [step for step in network.steps if not isinstance(step, Netns)]
+    steps += network.chains
+    steps += network.delay_lines
     steps += [DatastoreDirectory(store.name, store.hosts) for store in topology.datastores]
     steps += [_power_on(network, vm, where[vm.name]) for vm in topology.vms]
     return Plan(topology.name, tuple(steps))
@@ -63,29 +69,42 @@ def wire_name(nic: str, host: str) -> str:
     return short_name(f"{nic}-{host}")
 
 
-def _add_vm_network(network: Network, topology: Topology, vm: VM, host_name: str) -> None:
+def _longest_mtu(topology: Topology) -> int:
+    """Of all that sends packets."""
+    return max(
+        [vmk.mtu for host in topology.hosts for vmk in host.vmks]
+        + [nic.mtu for vm in topology.vms for nic in vm.nics]
+        + [leg.mtu for router in topology.routers for leg in router.interfaces],
+        default=0,
+    )
+
+
+def _add_vm_network(
+    network: Network, host: Host, vm: VM, numbers: Mapping[tuple[str, str], int]
+) -> None:
     """A VM's namespace; each NIC is a bridge in it with a wire to the host that the VM is on.
 
     So the NIC, its address and its sockets stay as they are while the VM moves: a migration
     adds a wire to the other host, and opens it when the VM has resumed there.
     """
     netns = network.add_node(vm.name, "vm")
-    host = topology.host(host_name)
     has_default: set[int] = set()
     for nic in vm.nics:
         vswitch = host.vswitch_of(nic.portgroup)
         if vswitch is None:
             raise LabError(
-                f"place {vm.name} on {host_name}: the host has no port group {nic.portgroup!r};"
+                f"place {vm.name} on {host.name}: the host has no port group {nic.portgroup!r};"
                 " add it to a virtual switch of the host"
             )
         bridge = network.add_bridge(netns, nic.name, nic.mtu, nic.mac)
-        wire_end = network.end(netns, wire_name(nic.name, host_name), nic.mtu, bridge)
-        there = network.netns(host_name)
+        wire_end = network.end(netns, wire_name(nic.name, host.name), nic.mtu, bridge)
         port = network.end(
-            there, f"{vm.name}-{nic.name}", nic.mtu, network.bridges[there, vswitch.name]
-        )
-        network.add_wire(wire_end, port)
+            network.netns(host.name), f"{vm.name}-{nic.name}", nic.mtu,
+            network.bridge(host.name, vswitch.name),
+        )  # fmt: skip
+        wire = add_vm_port(network, host, (wire_end, port), nic, numbers[vm.name, nic.name])
+        if nic.vlan is not None:
+            network.add_chain(guest_chain(wire, wire_end, nic.vlan))
         link = f"link {netns}/{bridge}"
         addresses = network.add_addresses(netns, bridge, link, nic.addresses)
         for step, address in zip(addresses, nic.addresses, strict=True):

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 class TrafficClass:
     """An HTB class below a link's root: what is guaranteed, what is allowed, and its weight.
 
-    `minor` is its number (major 1), `parent` the minor of the class above it (1: the root).
-    A class that others name as their parent has no queue of its own. Rates are HTB's own.
+    `minor` is its number, `parent` the minor of the class above it (1: the root). A class that
+    others name as their parent has no queue of its own. Rates are HTB's own. `major` 2 is a
+    second HTB qdisc (its root as fast as the link) inside the class `default` of the first: it
+    divides that class's part without changing it. A priority of major 2 means nothing to the
+    first qdisc, so the frame comes to `default`.
     """
 
     minor: int
@@ -27,6 +30,7 @@ class TrafficClass:
     quantum_bytes: int
     burst_bytes: int
     parent: int = 1
+    major: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,9 @@ class Shape:
     preamble, gap and checksum that it doesn't count. The link's MTU is in `mtu`.
 
     Without `classes` the root takes all traffic. With them, what names none goes to the class
-    `default`. `ceil_bytes_per_s` above the rate lets `burst_bytes` pass at that speed after a
-    pause (traffic shaping: average, peak and burst); None makes it the rate itself.
+    `default` (and in the second qdisc, if there is one, to its first class).
+    `ceil_bytes_per_s` above the rate lets `burst_bytes` pass at that speed after a pause
+    (traffic shaping: average, peak and burst); None makes it the rate itself.
     """
 
     kind: ClassVar[str] = "shape"

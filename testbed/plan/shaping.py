@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from testbed.measure.theory import ETHERNET_HEADER_BYTES, ETHERNET_OVERHEAD_BYTES
 from testbed.plan.policies import Shape
+
+if TYPE_CHECKING:
+    from testbed.topology.policy import TrafficShaping
 
 LEAST_BURST_BYTES = 16 * 1024
 FULL_BURST_BYTES = 256 * 1024
@@ -34,3 +39,29 @@ def shape(netns: str, dev: str, rate_bps: int, mtu: int, wire: str) -> Shape:
     """The shaping step of one end of a wire."""
     rate = htb_rate_bytes_per_s(rate_bps, mtu)
     return Shape(netns, dev, rate_bps, mtu, rate, burst_bytes(rate_bps), wire)
+
+
+def port_shape(netns: str, dev: str, mtu: int, shaping: TrafficShaping, wire: str) -> Shape:
+    """A port's traffic shaping: the average, and bursts at the peak.
+
+    A virtual port has no preamble and gap, so the rates are those of the frames themselves.
+    """
+    return Shape(
+        netns, dev, shaping.average_bps, mtu, shaping.average_bps // 8, shaping.burst_bytes, wire,
+        ceil_bytes_per_s=shaping.peak_bps // 8,
+    )  # fmt: skip
+
+
+_FASTEST_BPS = 10**11
+_LEAST_PACKET_BYTES = 64
+_MOST_PACKETS = 10**7
+
+
+def delayed_packets(rate_bps: int | None, delay_ns: int) -> int:
+    """How many packets a wire may hold: twice its bandwidth-delay product in small packets.
+
+    An unshaped wire is sized for 100 Gb/s in full frames; never fewer than 1000.
+    """
+    size = _LEAST_PACKET_BYTES if rate_bps is not None else 1500
+    in_flight = (rate_bps or _FASTEST_BPS) * delay_ns // (8 * 10**9 * size)
+    return max(1000, min(2 * in_flight, _MOST_PACKETS))

@@ -147,7 +147,10 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Out, at an uplink: the frame's HTB class is the one noted in its mark."""
+    """Out, at an uplink: the frame's HTB class is the one noted in its mark.
+
+    Minors from 0x8000 on are of major 2, others of major 1 (`TrafficClass`).
+    """
 
     kind: ClassVar[str] = "queue"
 

@@ -41,7 +41,8 @@ class Netns:
 class Bridge:
     """An Ethernet bridge: a physical switch, a virtual switch, or a VM's NIC (`mac` given).
 
-    No spanning tree and no IPv6 of its own; up as soon as it is made.
+    No spanning tree and no IPv6 of its own; up as soon as it is made. One that `remembers`
+    forgets no address before its port goes, as a virtual switch, which knows its ports'.
     """
 
     kind: ClassVar[str] = "bridge"
@@ -50,6 +51,7 @@ class Bridge:
     mtu: int
     alias: str
     mac: str | None = None
+    remembers: bool = False
 
     @property
     def key(self) -> str:
