@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from testbed.errors import KernelError
-from testbed.kernel import htb, messages, netns, readback, routing, sysctl
+from testbed.kernel import messages, netns, readback, routing, sysctl
 from testbed.kernel.channels import Channels
+from testbed.kernel.offloads import set_offloads
 from testbed.kernel.refusals import kernel_error
-from testbed.plan.policies import Shape
+from testbed.kernel.reshaping import reshape
+from testbed.plan.policies import Chain, Netem, Offloads, Shape
 from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Veth
 
 
@@ -37,11 +39,22 @@ def _alter(old: KernelStep, new: KernelStep) -> None:
 
 
 def _set(channels: Channels, step: KernelStep) -> None:
-    sent: list[tuple[str, bytearray]] = []
     match step:
         case Shape():
-            index = channels.index(step.netns, step.dev)
-            sent = [(step.netns, htb.rate_class(step, index, change=True))]
+            reshape(channels.socket(step.netns), step, channels.index(step.netns, step.dev))
+        case Offloads():
+            set_offloads(channels, step)
+        case Chain() | Netem():
+            raise NotImplementedError
+        case _:
+            _set_link_or_route(channels, step)
+
+
+def _set_link_or_route(
+    channels: Channels, step: Netns | Bridge | Veth | Address | Route | Rule
+) -> None:
+    sent: list[tuple[str, bytearray]] = []
+    match step:
         case Bridge():
             index = channels.index(step.netns, step.name)
             sent = [(step.netns, messages.configure(index, step.mtu, alias=step.alias))]

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 
 from testbed.kernel import htb, messages, netns, readback, routing, sysctl
 from testbed.kernel.channels import Channels
+from testbed.kernel.offloads import set_offloads
 from testbed.kernel.port_closing import close_ports
 from testbed.kernel.refusals import kernel_error
 from testbed.kernel.undo import remove, undo
-from testbed.plan.policies import Shape
+from testbed.plan.policies import Offloads, Shape
 from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Veth
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
+
+
+_PORT_DEFAULTS = (False, True, True)  # isolated, learning, flooding: the kernel's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +121,13 @@ class _Work:
             sysctl.keep_neighbours(nic.name, nic.netns)
         veths = [step for step in chunk if isinstance(step, Veth)]
         self._send_veths(veths)
+        self._send(self._queue_lengths(veths))  # before HTB, whose queues take it over
         self._send(self._shapes_of(chunk, veths))
         self._send(self._ends_of(veths))
+        for step in chunk:
+            if isinstance(step, Offloads):
+                self.made.append(step)  # at once: halfway set, it is to be undone, too
+                set_offloads(self._channels, step)
         addresses = [step for step in chunk if isinstance(step, Address)]
         self._enable_ipv6(addresses)
         self._send(self._addresses(addresses))
@@ -163,6 +172,13 @@ class _Work:
             yield a.netns, _Message(made, step, makes=True)
             self._ends += (a, b)
 
+    def _queue_lengths(self, steps: Sequence[Veth]) -> Iterator[tuple[str, _Message]]:
+        for step in steps:
+            for end in (step.a, step.b):
+                if end.queue_frames is not None:
+                    index = self._channels.index(end.netns, end.name)
+                    yield end.netns, _Message(messages.queue_length(index, end.queue_frames), step)
+
     def _shapes_of(
         self, chunk: Sequence[KernelStep], veths: Sequence[Veth]
     ) -> Iterator[tuple[str, _Message]]:
@@ -173,8 +189,8 @@ class _Work:
             if step.key not in self._shaped:
                 self._shaped.add(step.key)
                 index = self._channels.index(step.netns, step.dev)
-                yield step.netns, _Message(htb.qdisc(index), step, makes=True)
-                yield step.netns, _Message(htb.rate_class(step, index), step)
+                for n, data in enumerate(htb.shape(step, index)):
+                    yield step.netns, _Message(data, step, makes=n == 0)
 
     def _ends_of(self, steps: Sequence[Veth]) -> Iterator[tuple[str, _Message]]:
         for step in steps:
@@ -184,6 +200,8 @@ class _Work:
                 up = end.forwarding
                 data = messages.configure(index, end.mtu, master, end.alias, up)
                 yield end.netns, _Message(data, step)
+                if (end.isolated, end.learning, end.flooding) != _PORT_DEFAULTS:
+                    yield end.netns, _Message(messages.port_policy(index, end), step)
                 if not end.forwarding:  # barred before it is up: it must not close a loop
                     yield end.netns, _Message(messages.port_flags(index, False), step)
                     yield end.netns, _Message(messages.set_up(index), step)

@@ -8,22 +8,80 @@ no longer reads, and no linklayer, without which the kernel asks for those table
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from testbed.kernel.template import ACK, CREATE, DUMP, EXCLUSIVE, Slots, Template
+from testbed.measure.theory import ETHERNET_HEADER_BYTES
 
 if TYPE_CHECKING:
-    from testbed.plan.policies import Shape
+    from testbed.plan.policies import Shape, TrafficClass
 
 NEWQDISC, DELQDISC = 36, 37
-NEWTCLASS, GETTCLASS = 40, 42
-HTB_QDISC, HTB_CLASS = 0x10000, 0x10001
+NEWTCLASS, DELTCLASS, GETTCLASS = 40, 41, 42
+HTB_QDISC, HTB_ROOT_MINOR = 0x10000, 1
 TC_ROOT = 0xFFFFFFFF
 QUANTUM_BYTES = 65536  # a 64 KiB GSO frame: smaller quanta share unevenly
 TICK_NS = 64  # PSCHED_TICKS2NS(1), fixed in the kernel since 2.6.31 (/proc/net/psched)
 _U32_MOST = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class HtbClass:
+    """A class as HTB is told it; `minor` and `parent` are numbers under major 1, 0 for HTB."""
+
+    minor: int
+    parent: int
+    rate_bytes_per_s: int
+    ceil_bytes_per_s: int
+    burst_bytes: int
+    cburst_bytes: int
+    quantum_bytes: int
+
+    @property
+    def handle(self) -> int:
+        """Its number, major and minor."""
+        return HTB_QDISC | self.minor
+
+    @property
+    def burst_ticks(self) -> int:
+        """The burst as HTB has it."""
+        return burst_ticks(self.burst_bytes, self.rate_bytes_per_s)
+
+    @property
+    def cburst_ticks(self) -> int:
+        """The burst at the ceiling as HTB has it."""
+        return burst_ticks(self.cburst_bytes, self.ceil_bytes_per_s)
+
+
+def classes_of(step: Shape) -> list[HtbClass]:
+    """The classes of a shape, each after its parent.
+
+    A peak above the average holds to within a millisecond, or a full frame of a slow link.
+
+    Raises:
+        ValueError: a class's parent is not one of the shape's classes.
+    """
+    rate, burst = step.htb_rate_bytes_per_s, step.burst_bytes
+    ceil = rate if step.ceil_bytes_per_s is None else step.ceil_bytes_per_s
+    cburst = burst if ceil == rate else max(ceil // 1000, step.mtu + ETHERNET_HEADER_BYTES)
+    found = [HtbClass(HTB_ROOT_MINOR, 0, rate, ceil, burst, cburst, QUANTUM_BYTES)]
+    above, waiting = {HTB_ROOT_MINOR}, list(step.classes)
+    while waiting:
+        ready = [one for one in waiting if one.parent in above]
+        if not ready:
+            raise ValueError(f"HTB class {waiting[0].minor} stands under {waiting[0].parent}")
+        found += map(_class_of, ready)
+        above = {one.minor for one in ready}
+        waiting = [one for one in waiting if one.minor not in above]
+    return found
+
+
+def _class_of(one: TrafficClass) -> HtbClass:
+    rate, ceil, burst = one.rate_bytes_per_s, one.ceil_bytes_per_s, one.burst_bytes
+    return HtbClass(one.minor, one.parent, rate, ceil, burst, burst, one.quantum_bytes)
 
 
 def burst_ticks(burst_bytes: int, rate_bytes_per_s: int) -> int:
@@ -31,56 +89,81 @@ def burst_ticks(burst_bytes: int, rate_bytes_per_s: int) -> int:
     return min(-(-burst_bytes * 10**9 // (rate_bytes_per_s * TICK_NS)), _U32_MOST)
 
 
+def shape(step: Shape, index: int) -> list[bytearray]:
+    """HTB at a link's root, then its classes."""
+    return [qdisc(step, index), *(rate_class(one, index) for one in classes_of(step))]
+
+
 @functools.cache
 def _qdisc() -> Template:
     slots = Slots()
     fields = {"index": slots.u32("index"), "handle": HTB_QDISC, "parent": TC_ROOT}
-    # Every packet that no filter claims goes to the one class, ARP too.
-    init = {"version": 3, "rate2quantum": 10, "defcls": HTB_CLASS & 0xFFFF}
+    # Every packet that names no class goes to the default one, ARP too.
+    init = {"version": 3, "rate2quantum": 10, "defcls": slots.u32("default")}
     attributes = [("TCA_KIND", "htb"), ("TCA_OPTIONS", {"attrs": [("TCA_HTB_INIT", init)]})]
     return Template(
         tcmsg, NEWQDISC, ACK | CREATE | EXCLUSIVE, fields, attributes=attributes, slots=slots
     )
 
 
-def qdisc(index: int) -> bytearray:
-    """HTB at a link's root."""
-    return _qdisc().fill(index=index)
+def qdisc(step: Shape, index: int) -> bytearray:
+    """HTB at a link's root, without classes."""
+    return _qdisc().fill(index=index, default=step.default)
 
 
 @functools.cache
 def _rate_class(flags: int) -> Template:
     slots = Slots()
-    rate, ticks = slots.u32("rate"), slots.u32("ticks")
     parameters = {
-        "rate": rate,
-        "ceil": rate,
-        "buffer": ticks,
-        "cbuffer": ticks,
-        "quantum": QUANTUM_BYTES,
+        "rate": slots.u32("rate"),
+        "ceil": slots.u32("ceil"),
+        "buffer": slots.u32("burst"),
+        "cbuffer": slots.u32("cburst"),
+        "quantum": slots.u32("quantum"),
         # pyroute2 calls linklayer reserved: 1 is Ethernet, so no rate table is looked for.
         "rate___reserved": 1,
         "ceil___reserved": 1,
     }
-    rate64 = slots.u64("rate64")
     options = [
         ("TCA_HTB_PARMS", parameters),
-        ("TCA_HTB_RATE64", rate64),
-        ("TCA_HTB_CEIL64", rate64),
+        ("TCA_HTB_RATE64", slots.u64("rate64")),
+        ("TCA_HTB_CEIL64", slots.u64("ceil64")),
     ]
-    fields = {"index": slots.u32("index"), "handle": HTB_CLASS, "parent": HTB_QDISC}
+    fields = {
+        "index": slots.u32("index"),
+        "handle": slots.u32("handle"),
+        "parent": slots.u32("parent"),
+    }
     attributes = [("TCA_KIND", "htb"), ("TCA_OPTIONS", {"attrs": options})]
     return Template(tcmsg, NEWTCLASS, ACK | flags, fields, attributes=attributes, slots=slots)
 
 
-def rate_class(step: Shape, index: int, change: bool = False) -> bytearray:
-    """The one class of a shaped link; `change` an existing one."""
+def rate_class(one: HtbClass, index: int, change: bool = False) -> bytearray:
+    """A class of a shaped link; `change` an existing one."""
     return _rate_class(0 if change else CREATE | EXCLUSIVE).fill(
         index=index,
-        rate=min(step.htb_rate_bytes_per_s, _U32_MOST),
-        rate64=step.htb_rate_bytes_per_s,
-        ticks=burst_ticks(step.burst_bytes, step.htb_rate_bytes_per_s),
+        handle=one.handle,
+        parent=HTB_QDISC | one.parent,
+        rate=min(one.rate_bytes_per_s, _U32_MOST),
+        rate64=one.rate_bytes_per_s,
+        ceil=min(one.ceil_bytes_per_s, _U32_MOST),
+        ceil64=one.ceil_bytes_per_s,
+        burst=one.burst_ticks,
+        cburst=one.cburst_ticks,
+        quantum=one.quantum_bytes,
     )
+
+
+@functools.cache
+def _delete_class() -> Template:
+    slots = Slots()
+    fields = {"index": slots.u32("index"), "handle": slots.u32("handle")}
+    return Template(tcmsg, DELTCLASS, ACK, fields, slots=slots)
+
+
+def delete_class(handle: int, index: int) -> bytearray:
+    """Take a class away that has none below it; what is queued in it is dropped."""
+    return _delete_class().fill(index=index, handle=handle)
 
 
 @functools.cache

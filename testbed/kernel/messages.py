@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from testbed.kernel.template import ACK, CREATE, DUMP, EXCLUSIVE, Slots, Template
 
 if TYPE_CHECKING:
-    from testbed.plan.steps import Veth
+    from testbed.plan.steps import End, Veth
 
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 LOOPBACK_INDEX = 1
@@ -140,13 +140,13 @@ def configure(
 @functools.cache
 def _set_up() -> Template:
     slots = Slots()
-    fields = {"index": slots.u32("index"), "flags": IFF_UP, "change": IFF_UP}
+    fields = {"index": slots.u32("index"), "flags": slots.u32("flags"), "change": IFF_UP}
     return Template(ifinfmsg, SETLINK, ACK, fields, slots=slots)
 
 
-def set_up(index: int) -> bytearray:
-    """Bring a link up."""
-    return _set_up().fill(index=index)
+def set_up(index: int, up: bool = True) -> bytearray:
+    """Bring a link up, or take it down."""
+    return _set_up().fill(index=index, flags=IFF_UP if up else 0)
 
 
 @functools.cache
@@ -207,6 +207,36 @@ def port_flags(index: int, passing: bool) -> bytearray:
     Barred it learns nothing, takes nothing in and is flooded nothing from other ports.
     """
     return _port_flags(int(passing)).fill(index=index)
+
+
+@functools.cache
+def _port_policy(isolated: int, learning: int, flooding: int) -> Template:
+    slots = Slots()
+    port: list[tuple[str, int | None]] = [
+        ("IFLA_BRPORT_ISOLATED", isolated),
+        ("IFLA_BRPORT_LEARNING", learning),
+        ("IFLA_BRPORT_UNICAST_FLOOD", flooding),
+    ]
+    return _port(slots, port)
+
+
+def port_policy(index: int, end: End) -> bytearray:
+    """Set what a bridge port learns, is flooded, and whether it is isolated."""
+    template = _port_policy(int(end.isolated), int(end.learning), int(end.flooding))
+    return template.fill(index=index)
+
+
+@functools.cache
+def _queue_length() -> Template:
+    slots = Slots()
+    attributes = [("IFLA_TXQLEN", slots.u32("frames"))]
+    fields = {"index": slots.u32("index")}
+    return Template(ifinfmsg, SETLINK, ACK, fields, attributes=attributes, slots=slots)
+
+
+def queue_length(index: int, frames: int) -> bytearray:
+    """Set how many frames may wait in a link's queues; those of HTB take it when made."""
+    return _queue_length().fill(index=index, frames=frames)
 
 
 @functools.cache

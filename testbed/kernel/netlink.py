@@ -51,6 +51,11 @@ def attributes(data: bytes | memoryview, offset: int, end: int) -> Iterator[tupl
         offset += (length + 3) & ~3
 
 
+def table(data: bytes | memoryview, start: int, end: int) -> dict[int, tuple[int, int]]:
+    """The attributes between two offsets by their type: first byte, byte after the last."""
+    return {kind: (first, last) for kind, first, last in attributes(data, start, end)}
+
+
 class Socket:
     """A netlink socket of the network namespace that the calling thread is in when it is made.
 

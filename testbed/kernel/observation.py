@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import htb, netns
 from testbed.kernel.channels import Channels
-from testbed.kernel.facts import ClassFact, read_classes
+from testbed.kernel.htb_facts import ClassFact, QdiscFact, read_classes, read_root_qdiscs
 from testbed.kernel.links import Link, read_links
 from testbed.kernel.netlink import RefusedError
 from testbed.plan.policies import Shape
 from testbed.plan.steps import Bridge, KernelStep, Veth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A link at an instant: `link.counters` is set; `shape` is None if it has no HTB class."""
+    """A link at an instant: `link.counters` is set; `shape` is None if it has no HTB.
+
+    `shape` is the root class, through which all passes; `classes` are all classes by minor
+    number. `qdisc` counts what was dropped on the way to them, too.
+    """
 
     netns: str
     link: Link
     shape: ClassFact | None
+    classes: dict[int, ClassFact] = field(default_factory=dict)
+    qdisc: QdiscFact | None = None
 
 
 def observe(steps: Sequence[KernelStep]) -> dict[str, Observation]:
@@ -34,9 +40,11 @@ def observe(steps: Sequence[KernelStep]) -> dict[str, Observation]:
         KernelError: a namespace is gone, or the kernel does not answer.
     """
     wanted: dict[str, set[str]] = {}
-    shaped = {(step.netns, step.dev) for step in steps if isinstance(step, Shape)}
+    shaped: dict[str, set[str]] = {}
     for step in steps:
-        if isinstance(step, Bridge):
+        if isinstance(step, Shape):
+            shaped.setdefault(step.netns, set()).add(step.dev)
+        elif isinstance(step, Bridge):
             wanted.setdefault(step.netns, set()).add(step.name)
         elif isinstance(step, Veth):
             for end in (step.a, step.b):
@@ -46,14 +54,23 @@ def observe(steps: Sequence[KernelStep]) -> dict[str, Observation]:
         found = {}
         with Channels() as channels:
             for where, names in wanted.items():
-                for link in _links(channels, where):
-                    if link.name in names:
-                        has_shape = (where, link.name) in shaped
-                        shape = _shape(channels, where, link) if has_shape else None
-                        found[f"link {where}/{link.name}"] = Observation(where, link, shape)
+                for seen in _observed(channels, where, names, shaped.get(where, set())):
+                    found[f"link {where}/{seen.link.name}"] = seen
         return found
 
     return netns.in_thread(lambda _: away())
+
+
+def _observed(
+    channels: Channels, where: str, names: set[str], shaped: set[str]
+) -> Iterator[Observation]:
+    links = _links(channels, where)
+    qdiscs = _qdiscs(channels, where) if shaped else {}
+    for link in links:
+        if link.name in names:
+            classes = _classes(channels, where, link) if link.name in shaped else {}
+            root = classes.get(htb.HTB_ROOT_MINOR)
+            yield Observation(where, link, root, classes, qdiscs.get(link.index))
 
 
 def _links(channels: Channels, where: str) -> list[Link]:
@@ -63,9 +80,16 @@ def _links(channels: Channels, where: str) -> list[Link]:
         raise KernelError("read the links of", where, str(error)) from error
 
 
-def _shape(channels: Channels, where: str, link: Link) -> ClassFact | None:
+def _qdiscs(channels: Channels, where: str) -> dict[int, QdiscFact]:
     try:
-        classes = read_classes(channels.socket(where), link.index)
+        return read_root_qdiscs(channels.socket(where))
+    except (OSError, RefusedError) as error:
+        raise KernelError("read the qdiscs of", where, str(error)) from error
+
+
+def _classes(channels: Channels, where: str, link: Link) -> dict[int, ClassFact]:
+    try:
+        facts = read_classes(channels.socket(where), link.index)
     except (OSError, RefusedError) as error:
         raise KernelError("read the shape of", f"{link.name} in {where}", str(error)) from error
-    return next((fact for fact in classes if fact.handle == htb.HTB_CLASS), None)
+    return {fact.minor: fact for fact in facts}

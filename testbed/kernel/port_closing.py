@@ -30,6 +30,8 @@ def close_ports(channels: Channels, where: str, ends: Sequence[End]) -> None:
     indexes = [channels.index(where, end.name) for end in ends]
     batch = [messages.port_state(index, False) for index in indexes]
     batch += [messages.port_flags(index, True) for index in indexes]
+    # Lifting the bar has set what is not the port's own.
+    batch += [messages.port_policy(i, end) for i, end in zip(indexes, ends, strict=True)]
     refusal = socket.request(batch)
     if refusal is not None:
         name = ends[refusal.position % len(ends)].name

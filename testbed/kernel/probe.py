@@ -141,7 +141,7 @@ def _bridge(opened: Socket) -> str:
 
 def _htb(opened: Socket) -> str:
     shape = Shape("", "probe-a", 10**11, 1500, 12_500_000_000, 262144, "")
-    return _sent(opened, htb.qdisc(2), htb.rate_class(shape, 2)) + " of 100 Gbit/s"
+    return _sent(opened, *htb.shape(shape, 2)) + " of 100 Gbit/s"
 
 
 def _rps(_: Socket) -> str:

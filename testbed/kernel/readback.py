@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import facts, htb, netns, routing, sysctl
+from testbed.kernel import facts, netns, routing, sysctl
 from testbed.kernel.channels import Channels
-from testbed.kernel.links import Link, read_links
+from testbed.kernel.links import Link, PortSettings, port_settings, read_links
 from testbed.kernel.netlink import RefusedError, Socket
-from testbed.kernel.refusals import describe
+from testbed.kernel.offloads import check_offloads
+from testbed.kernel.refusals import differs
+from testbed.kernel.shape_readback import compare_shapes
 from testbed.plan.policies import Chain, Netem, Offloads, Shape
 from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Veth
 
@@ -24,7 +26,7 @@ _RUNNING_DEADLINE_NS = 5 * 10**9  # a veth is operational within ms of its two e
 # What `routing.rule` and `messages.create_bridge` ask for, written down a second time on purpose.
 _RULE_PRIORITY, _TO_TABLE = 1000, 1
 _AGEING = 300 * 100
-_REMEDY = "another program may have changed it: 'testbed down' and 'up' put it right"
+_QUEUE_FRAMES = 1000  # DEFAULT_TX_QUEUE_LEN, the kernel's own for Ethernet links
 
 
 @dataclass
@@ -88,14 +90,18 @@ def compare(channels: Channels, steps: Sequence[KernelStep]) -> None:
         socket = channels.socket(where)
         try:
             links = _compare_links(socket, wanted)
+            _compare_ports(wanted, links)
             _compare_bridges(socket, wanted.links, links)
             _compare_addresses(socket, wanted.addresses, links)
             _compare_routes(socket, wanted.routes, links)
             _compare_rules(socket, wanted.rules)
-            _compare_shapes(socket, wanted.shapes, links)
+            indexes = {link.name: link.index for link in links.values()}
+            compare_shapes(socket, wanted.shapes, indexes)
         except (OSError, RefusedError) as error:
             cause = error.cause if isinstance(error, RefusedError) else str(error)
             raise KernelError("read back", where, cause) from error
+        for offloads in wanted.offloads:
+            check_offloads(channels, offloads)
 
 
 def _by_netns(steps: Sequence[KernelStep]) -> dict[str, _Wanted]:
@@ -111,19 +117,13 @@ def _by_netns(steps: Sequence[KernelStep]) -> dict[str, _Wanted]:
     return found
 
 
-def _differs(step: KernelStep, what: str, wanted: object, found: object) -> KernelError:
-    kind, target = describe(step)
-    cause = f"{what}: wanted {wanted}, the kernel has {found}"
-    return KernelError(f"keep {kind}", target, cause, _REMEDY)
-
-
 def _compare_links(socket: Socket, wanted: _Wanted) -> dict[str, Link]:
     deadline = time.monotonic_ns() + _RUNNING_DEADLINE_NS
     while True:
         links = read_links(socket)
         for own in wanted.netns:
             if "lo" not in links or not links["lo"].up:
-                raise _differs(own, "state of lo", "up", "down" if "lo" in links else "no lo")
+                raise differs(own, "state of lo", "up", "down" if "lo" in links else "no lo")
         idle: tuple[KernelStep, str] | None = None
         for step, end in wanted.links:
             _compare_link(step, end, links)
@@ -132,29 +132,41 @@ def _compare_links(socket: Socket, wanted: _Wanted) -> dict[str, Link]:
         if idle is None:
             return links
         if time.monotonic_ns() > deadline:
-            raise _differs(idle[0], f"state of {idle[1]}", "up", "no carrier for 5 s")
+            raise differs(idle[0], f"state of {idle[1]}", "up", "no carrier for 5 s")
         os.sched_yield()  # the kernel's link-watch work runs meanwhile
 
 
 def _compare_link(step: KernelStep, end: End | Bridge, links: dict[str, Link]) -> None:
     link = links.get(end.name)
     if link is None:
-        raise _differs(step, f"link {end.name}", "one", "none of that name")
+        raise differs(step, f"link {end.name}", "one", "none of that name")
     if link.mtu != end.mtu:
-        raise _differs(step, f"MTU of {end.name}", end.mtu, link.mtu)
+        raise differs(step, f"MTU of {end.name}", end.mtu, link.mtu)
     if end.mac is not None and link.mac != end.mac.lower():
-        raise _differs(step, f"MAC of {end.name}", end.mac.lower(), link.mac)
+        raise differs(step, f"MAC of {end.name}", end.mac.lower(), link.mac)
     if link.alias != end.alias:
-        raise _differs(step, f"alias of {end.name}", repr(end.alias), repr(link.alias))
+        raise differs(step, f"alias of {end.name}", repr(end.alias), repr(link.alias))
+    if isinstance(end, End) and link.queue_frames != (end.queue_frames or _QUEUE_FRAMES):
+        frames = end.queue_frames or _QUEUE_FRAMES
+        raise differs(step, f"queue of {end.name} in frames", frames, link.queue_frames)
     if not link.up:
-        raise _differs(step, f"state of {end.name}", "up", "down")
+        raise differs(step, f"state of {end.name}", "up", "down")
     master = end.master if isinstance(end, End) else None
     if link.master != (links[master].index if master in links else 0) or (
         master is not None and master not in links
     ):
         names = {other.index: other.name for other in links.values()}
         found = names.get(link.master, "none")
-        raise _differs(step, f"bridge of {end.name}", master or "none", found)
+        raise differs(step, f"bridge of {end.name}", master or "none", found)
+
+
+def _compare_ports(wanted: _Wanted, links: dict[str, Link]) -> None:
+    for step, end in wanted.links:
+        if isinstance(end, End) and end.master is not None:
+            settings = PortSettings(end.isolated, end.learning, end.flooding)
+            found = port_settings(links[end.name])
+            if found != settings:
+                raise differs(step, f"bridge port {end.name}", settings, found)
 
 
 def _compare_bridges(
@@ -165,7 +177,7 @@ def _compare_bridges(
     for step in bridges:
         have = found.get(links[step.name].index)
         if have is None:
-            raise _differs(step, f"kind of {step.name}", "bridge", "another")
+            raise differs(step, f"kind of {step.name}", "bridge", "another")
         for what, want, value in (
             ("spanning tree", 0, have.stp),
             ("ageing in 1/100 s", _AGEING if step.mac is None else 0, have.ageing),
@@ -173,12 +185,12 @@ def _compare_bridges(
             ("forward delay in 1/100 s", 0, have.forward_delay),
         ):
             if want != value:
-                raise _differs(step, f"{what} of {step.name}", want, value)
+                raise differs(step, f"{what} of {step.name}", want, value)
 
 
 def _index(step: KernelStep, dev: str, links: dict[str, Link]) -> int:
     if dev not in links:
-        raise _differs(step, f"link {dev}", "one", "none of that name")
+        raise differs(step, f"link {dev}", "one", "none of that name")
     return links[dev].index
 
 
@@ -192,7 +204,7 @@ def _compare_addresses(socket: Socket, steps: Sequence[Address], links: dict[str
         wanted = facts.AddressFact(index, packed, int(prefix or len(packed) * 8))
         if wanted not in found:
             others = [fact for fact in found if fact.link == index]
-            raise _differs(step, "address", step.address, _texts(others) or "none")
+            raise differs(step, "address", step.address, _texts(others) or "none")
 
 
 def _texts(addresses: Sequence[facts.AddressFact]) -> str:
@@ -215,7 +227,7 @@ def _compare_routes(socket: Socket, steps: Sequence[Route], links: dict[str, Lin
         )
         if (step.family, wanted) not in found:
             near = [fact for _, fact in found if fact.table == step.table]
-            raise _differs(step, "route", "it", f"{len(near)} others in table {step.table}")
+            raise differs(step, "route", "it", f"{len(near)} others in table {step.table}")
 
 
 def _compare_rules(socket: Socket, steps: Sequence[Rule]) -> None:
@@ -226,40 +238,11 @@ def _compare_rules(socket: Socket, steps: Sequence[Rule]) -> None:
         wanted = facts.RuleFact(packed, len(packed) * 8, step.table, _RULE_PRIORITY, _TO_TABLE)
         if wanted not in found:
             near = [_rule_text(fact) for fact in sorted(found) if fact.source == packed]
-            raise _differs(step, "rule", _rule_text(wanted), "; ".join(near) or "none for it")
+            raise differs(step, "rule", _rule_text(wanted), "; ".join(near) or "none for it")
 
 
 def _rule_text(rule: facts.RuleFact) -> str:
     return f"table {rule.table}, priority {rule.priority}, action {rule.action}"
-
-
-def _compare_shapes(socket: Socket, steps: Sequence[Shape], links: dict[str, Link]) -> None:
-    defaults = facts.read_default_classes(socket) if steps else {}
-    for step in steps:
-        index = _index(step, step.dev, links)
-        default = defaults.get(index)
-        if default != htb.HTB_CLASS & 0xFFFF:
-            found = "no HTB" if default is None else f"{default:#x}"
-            raise _differs(step, f"HTB default class of {step.dev}", "0x1", found)
-        _compare_classes(step, facts.read_classes(socket, index))
-
-
-def _compare_classes(step: Shape, classes: Sequence[facts.ClassFact]) -> None:
-    handles = [f"{fact.handle >> 16:x}:{fact.handle & 0xFFFF:x}" for fact in classes]
-    if handles != ["1:1"]:
-        raise _differs(step, f"HTB classes of {step.dev}", "1:1", ", ".join(handles) or "none")
-    (found,) = classes
-    rate = step.htb_rate_bytes_per_s
-    ticks = htb.burst_ticks(step.burst_bytes, rate)
-    for what, want, have in (
-        ("rate in bytes/s", rate, found.rate),
-        ("ceil in bytes/s", rate, found.ceil),
-        ("burst in ticks of 64 ns", ticks, found.burst),
-        ("cburst in ticks of 64 ns", ticks, found.cburst),
-        ("quantum in bytes", htb.QUANTUM_BYTES, found.quantum),
-    ):
-        if want != have:
-            raise _differs(step, what, want, have)
 
 
 def _compare_files(channels: Channels, steps: Sequence[KernelStep]) -> None:

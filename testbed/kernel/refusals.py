@@ -23,6 +23,7 @@ _REMEDIES = {
     errno.ENOBUFS: "free memory, or make the lab smaller",
     errno.ENETUNREACH: "the gateway must lie in a network of this link",
 }
+_CHANGED = "another program may have changed it: 'testbed down' and 'up' put it right"
 _ANY = "see `testbed plan` for the step, `dmesg` for the kernel's reasons"
 
 
@@ -48,6 +49,13 @@ def describe(step: KernelStep) -> tuple[str, str]:
             return "shape", f"{rate} on {step.dev} in {step.netns}"
         case Chain() | Offloads() | Netem():
             return step.kind, f"{step.dev} in {step.netns}"
+
+
+def differs(step: KernelStep, what: str, wanted: object, found: object) -> KernelError:
+    """The error for a step that the kernel does not have as it should."""
+    kind, target = describe(step)
+    cause = f"{what}: wanted {wanted}, the kernel has {found}"
+    return KernelError(f"keep {kind}", target, cause, _CHANGED)
 
 
 def kernel_error(step: KernelStep, refusal: RefusedError, verb: str = "create") -> KernelError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import htb, messages, netns, routing
 from testbed.kernel.channels import Channels
+from testbed.kernel.offloads import set_offloads
 from testbed.kernel.refusals import kernel_error
-from testbed.plan.policies import Shape
+from testbed.plan.policies import Chain, Netem, Offloads, Shape
 from testbed.plan.steps import Address, Bridge, KernelStep, Netns, Route, Rule, Veth
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def _place(step: KernelStep, going: set[str], there: set[str]) -> tuple[str, str
             places = [(step.netns, step.name)]
         case Rule():
             places = [(step.netns, "")]
-        case Address() | Route() | Shape():
+        case Address() | Route() | Shape() | Chain() | Offloads() | Netem():
             places = [(step.netns, step.dev)]
     # With one end's namespace the wire goes only later: a kept end is deleted now.
     kept = [place for place in places if place[0] not in going and place[0] in there]
@@ -78,6 +80,8 @@ def _place(step: KernelStep, going: set[str], there: set[str]) -> tuple[str, str
 
 
 def _undo_one(channels: Channels, step: KernelStep, where: str, link: str) -> KernelError | None:
+    if isinstance(step, Offloads):
+        return _reset_offloads(channels, step)
     try:
         data = _message(channels, step, where, link)
     except KernelError:
@@ -88,9 +92,21 @@ def _undo_one(channels: Channels, step: KernelStep, where: str, link: str) -> Ke
         return KernelError("remove", step.key, str(error.strerror))
     if refusal is None or refusal.number in _GONE:
         return None
-    if isinstance(step, Shape) and refusal.number == errno.EINVAL:
+    if isinstance(step, Shape | Netem) and refusal.number == errno.EINVAL:
         return None  # how the kernel says that there is no such qdisc
     return kernel_error(step, refusal, "remove")
+
+
+def _reset_offloads(channels: Channels, step: Offloads) -> KernelError | None:
+    try:
+        channels.index(step.netns, step.dev)
+    except KernelError:
+        return None  # its link is gone
+    try:
+        set_offloads(channels, replace(step, segmentation=True, checksum=True))
+    except KernelError as error:
+        return error
+    return None
 
 
 def _message(channels: Channels, step: KernelStep, where: str, link: str) -> bytearray:
@@ -101,7 +117,7 @@ def _message(channels: Channels, step: KernelStep, where: str, link: str) -> byt
             return routing.route(step, channels.index(where, link), routing.DELROUTE)
         case Rule():
             return routing.rule(step, delete=True)
-        case Shape():
+        case Shape() | Netem():
             return htb.delete_qdisc(channels.index(where, link))
         case _:
             return messages.delete_link(link)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from testbed.plan.policies import Shape
+from testbed.plan.policies import Chain, DelayLine, Netem, Offloads, Shape
 from testbed.plan.steps import Bridge, DatastoreDirectory, End, PowerOn, Step, Veth
 
 if TYPE_CHECKING:
@@ -27,14 +27,15 @@ class Difference:
 def alterable(old: Step, new: Step) -> bool:
     """Whether the kernel takes the change without remaking the object and what stands on it.
 
-    A link's rate, a wire's and a bridge's MTU; another MAC or bridge port is another object.
-    A datastore that more hosts mount stays where it is.
+    A link's rates, chain, delay and offloads, a wire's and a bridge's MTU; another MAC, bridge
+    port or queue length is another object. A datastore that more hosts mount stays where it is.
     """
     match old, new:
-        case DatastoreDirectory(), DatastoreDirectory():
-            return True
-        case Shape(), Shape():
-            return True
+        case (
+            (DatastoreDirectory() | Shape() | Chain() | Offloads() | Netem() | DelayLine()),
+            _,
+        ):
+            return type(old) is type(new)
         case Bridge(), Bridge():
             return old.mac == new.mac
         case Veth(), Veth():

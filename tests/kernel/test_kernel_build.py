@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import KernelError
-from testbed.kernel import builder, facts, netns, processes, readback
+from testbed.kernel import builder, htb_facts, netns, processes, readback
 from testbed.kernel.alteration import alter
 from testbed.kernel.observation import observe
 from testbed.kernel.undo import remove
@@ -129,6 +129,9 @@ FOUND_BY_READBACK = {
     "type bridge ageing_time 30000",
     "multicast snooping": "ip -n tb-k2.tor link set tor type bridge mcast_snooping 1",
     "forward delay": "ip -n tb-k2.tor link set tor type bridge forward_delay 200",
+    "bridge port vmnic0: wanted PortSettings(isolated=False, learning=True": "bridge -n "
+    "tb-k2.esx01 link set dev vmnic0 learning off",
+    "queue of vmk1 in frames: wanted 1000": "ip -n tb-k2.esx01 link set vmk1 txqueuelen 50",
     "state of lo": "ip -n tb-k2.esx02 link set lo down",
     "10.0.0.1/24": "ip -n tb-k2.esx01 address delete 10.0.0.1/24 dev vmk1",
     "fd00::2/64": "ip -n tb-k2.esx02 address delete fd00::2/64 dev vmk1",
@@ -405,7 +408,7 @@ def test_packets_beyond_32_bits_are_counted():
         def dump(self, _):
             return [(message, 0, len(message))]
 
-    (found,) = facts.read_classes(Socket(), 2)
+    (found,) = htb_facts.read_classes(Socket(), 2)
     assert (found.sent_bytes, found.sent_packets) == (10**13, packets)
 
 

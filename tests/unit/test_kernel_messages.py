@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -14,8 +15,9 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from testbed.kernel import htb, messages, routing
+from testbed.kernel.netlink import attributes
 from testbed.kernel.port import rarp_frame
-from testbed.plan.policies import Shape
+from testbed.plan.policies import Shape, TrafficClass
 from testbed.plan.steps import Address, End, Route, Veth
 
 NAMES = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=15)
@@ -100,13 +102,62 @@ def test_a_burst_in_ticks_is_the_burst_to_one_tick(rate, burst_bytes):
         assert back <= burst_bytes + htb.TICK_NS * rate / 1e9 + 1
 
 
-@given(st.integers(1, 2**40))
-def test_a_rate_beyond_32_bits_is_carried_whole(rate):
-    step = Shape("ns", "vmnic0", rate * 8, 1500, rate, 65536, "")
-    options = decoded(tcmsg, htb.rate_class(step, 3)).get_attr("TCA_OPTIONS")
+RATES = st.integers(1, 2**40)
+
+
+@given(RATES, RATES)
+def test_rates_beyond_32_bits_are_carried_whole(rate, ceil):
+    step = Shape("ns", "vmnic0", rate * 8, 1500, rate, 65536, "", ceil_bytes_per_s=ceil)
+    _, data = htb.shape(step, 3)
+    options = decoded(tcmsg, data).get_attr("TCA_OPTIONS")
     assert options.get_attr("TCA_HTB_RATE64") == rate
-    assert options.get_attr("TCA_HTB_CEIL64") == rate
+    assert options.get_attr("TCA_HTB_CEIL64") == ceil
     assert options.get_attr("TCA_HTB_PARMS")["rate"] == min(rate, 2**32 - 1)
+    assert options.get_attr("TCA_HTB_PARMS")["ceil"] == min(ceil, 2**32 - 1)
+
+
+def test_classes_are_made_under_their_parents_whatever_their_order():
+    rate = 12_500_000
+    below = TrafficClass(12, "vm2", rate, 4 * rate, 65536, 20_000, parent=10)
+    inner = TrafficClass(10, "vms", 2 * rate, 8 * rate, 131072, 40_000)
+    step = Shape("ns", "vmnic0", 8 * 10**8, 1500, 8 * rate, 65536, "", None, (below, inner), 12)
+    head, *classes = [decoded(tcmsg, data) for data in htb.shape(step, 3)]
+    assert head.get_attr("TCA_OPTIONS").get_attr("TCA_HTB_INIT")["defcls"] == 12
+    numbers = [(one["parent"] & 0xFFFF, one["handle"] & 0xFFFF) for one in classes]
+    assert numbers == [(0, 1), (1, 10), (10, 12)]
+    assert {one["handle"] >> 16 for one in classes} == {1}
+    parameters = classes[2].get_attr("TCA_OPTIONS").get_attr("TCA_HTB_PARMS")
+    assert (parameters["rate"], parameters["ceil"], parameters["quantum"]) == (
+        rate,
+        4 * rate,
+        65536,
+    )
+    assert parameters["buffer"] == htb.burst_ticks(20_000, rate)
+    assert parameters["cbuffer"] == htb.burst_ticks(20_000, 4 * rate)
+    with pytest.raises(ValueError, match="class 12 stands under 10"):
+        htb.shape(replace(step, classes=(below,)), 3)
+
+
+@pytest.mark.parametrize(("peak_bps", "cburst_bytes"), [(10**9, 125_000), (10**6, 1514)])
+def test_a_peak_holds_to_within_a_millisecond_or_a_frame(peak_bps, cburst_bytes):
+    peak = peak_bps // 8
+    step = Shape("ns", "vmnic0", peak_bps // 2, 1500, peak // 2, 10**6, "", ceil_bytes_per_s=peak)
+    (one,) = htb.classes_of(step)
+    assert (one.burst_bytes, one.cburst_bytes) == (10**6, cburst_bytes)
+
+
+@given(st.booleans(), st.booleans(), st.booleans(), INDEXES)
+def test_a_ports_policy_is_encoded_flag_by_flag(isolated, learning, flooding, index):
+    end = End("ns", "vmnic0", 1500, "", isolated=isolated, learning=learning, flooding=flooding)
+    data = messages.port_policy(index, end)
+    message = decoded(ifinfmsg, data)
+    assert (message["family"], message["index"]) == (7, index)
+    port = data[36:]  # past the headers, within IFLA_PROTINFO
+    assert {kind: port[at] for kind, at, _ in attributes(port, 0, len(port))} == {
+        33: isolated,
+        8: learning,
+        9: flooding,
+    }
 
 
 def test_random_macs_are_local_unicast_and_differ():

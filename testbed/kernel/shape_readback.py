@@ -1,0 +1,72 @@
+"""HTB as the kernel has it, beside what the shapes say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from testbed.kernel import htb, htb_facts
+from testbed.kernel.refusals import differs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from testbed.kernel.htb import HtbClass
+    from testbed.kernel.htb_facts import ClassFact
+    from testbed.kernel.netlink import Socket
+    from testbed.plan.policies import Shape
+
+
+def compare_shapes(socket: Socket, steps: Sequence[Shape], indexes: Mapping[str, int]) -> None:
+    """Compare the shapes of one namespace, every class of theirs.
+
+    Args:
+        socket: one of that namespace.
+        steps: the shapes.
+        indexes: the ifindexes of its links by name.
+
+    Raises:
+        KernelError: something is missing or differs.
+        OSError, RefusedError: the kernel does not answer.
+    """
+    qdiscs = htb_facts.read_root_qdiscs(socket) if steps else {}
+    for step in steps:
+        index = indexes.get(step.dev)
+        if index is None:
+            raise differs(step, f"link {step.dev}", "one", "none of that name")
+        qdisc = qdiscs.get(index)
+        default = qdisc.default if qdisc else None
+        if default != step.default:
+            found = "no HTB" if default is None else f"{default:#x}"
+            raise differs(step, f"HTB default class of {step.dev}", f"{step.default:#x}", found)
+        _compare_classes(step, htb_facts.read_classes(socket, index))
+
+
+def _compare_classes(step: Shape, facts: Sequence[ClassFact]) -> None:
+    classes, found = htb.classes_of(step), {fact.handle: fact for fact in facts}
+    wanted = sorted(one.handle for one in classes)
+    if wanted != sorted(found):
+        names = [", ".join(map(_name, sorted(handles))) for handles in (wanted, found)]
+        raise differs(step, f"HTB classes of {step.dev}", names[0], names[1] or "none")
+    inner = {one.parent for one in classes}
+    for one in classes:
+        _compare_class(step, one, found[one.handle], is_leaf=one.minor not in inner)
+
+
+def _compare_class(step: Shape, one: HtbClass, fact: ClassFact, *, is_leaf: bool) -> None:
+    parent = htb.HTB_QDISC | one.parent if one.parent else htb.TC_ROOT
+    name = "" if one.minor == htb.HTB_ROOT_MINOR else f" of class {_name(one.handle)}"
+    for what, want, have in (
+        ("parent", parent, fact.parent),
+        ("rate in bytes/s", one.rate_bytes_per_s, fact.rate),
+        ("ceil in bytes/s", one.ceil_bytes_per_s, fact.ceil),
+        ("burst in ticks of 64 ns", one.burst_ticks, fact.burst),
+        ("cburst in ticks of 64 ns", one.cburst_ticks, fact.cburst),
+        # HTB takes turns among leaves alone, and ignores a change of an inner class's quantum.
+        ("quantum in bytes", one.quantum_bytes if is_leaf else fact.quantum, fact.quantum),
+    ):
+        if want != have:
+            raise differs(step, f"{what}{name}", want, have)
+
+
+def _name(handle: int) -> str:
+    return f"{handle >> 16:x}:{handle & 0xFFFF:x}"
