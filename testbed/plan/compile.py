@@ -38,6 +38,30 @@ def compile_plan(
     Raises:
         LabError: a VM is placed on a host that lacks its port group.
     """
+    network = compile_network(topology, cpus=cpus, placement=placement, netem=netem)
+    where = {vm.name: vm.host for vm in topology.vms} | dict(placement or {})
+    # Namespaces first: a wire needs both of its ends' and the kernel's helper makes them at once.
+    steps: list[Step] = [step for step in network.steps if isinstance(step, Netns)]
+    steps += [step for step in network.steps if not isinstance(step, Netns)]
+    steps += network.chains
+    steps += network.delay_lines
+    steps += [DatastoreDirectory(store.name, store.hosts) for store in topology.datastores]
+    steps += [_power_on(network, vm, where[vm.name]) for vm in topology.vms]
+    return Plan(topology.name, tuple(steps))
+
+
+def compile_network(
+    topology: Topology,
+    *,
+    cpus: int,
+    placement: Mapping[str, str] | None = None,
+    netem: bool = False,
+) -> Network:
+    """The network's part of `compile_plan`, with the ports of its virtual switches.
+
+    Raises:
+        LabError: a VM is placed on a host that lacks its port group.
+    """
     where = {vm.name: vm.host for vm in topology.vms} | dict(placement or {})
     network = Network(topology.name, cpus, netem=netem, longest_mtu=_longest_mtu(topology))
     switches = {switch.name: switch for switch in topology.switches}
@@ -54,14 +78,7 @@ def compile_plan(
         _add_vm_network(network, topology.host(where[vm.name]), vm, numbers)
     for host in topology.hosts:
         add_host_chains(network, host)
-    # Namespaces first: a wire needs both of its ends' and the kernel's helper makes them at once.
-    steps: list[Step] = [step for step in network.steps if isinstance(step, Netns)]
-    steps += [step for step in network.steps if not isinstance(step, Netns)]
-    steps += network.chains
-    steps += network.delay_lines
-    steps += [DatastoreDirectory(store.name, store.hosts) for store in topology.datastores]
-    steps += [_power_on(network, vm, where[vm.name]) for vm in topology.vms]
-    return Plan(topology.name, tuple(steps))
+    return network
 
 
 def wire_name(nic: str, host: str) -> str:

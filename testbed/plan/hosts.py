@@ -12,7 +12,6 @@ from testbed.plan.policies import Offloads, TrafficClass
 from testbed.plan.ports import LocalPort, local_chain, switch_chain, uplink_chain
 from testbed.plan.shaping import port_shape
 from testbed.plan.steps import Route, Rule
-from testbed.plan.teaming import choose
 from testbed.topology.traffic import SERVICE_TRAFFIC, VM_TRAFFIC
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
         VmkernelAdapter,
         VSwitch,
     )
-    from testbed.topology.policy import PortGroup
 
 FIRST_VMK_TABLE = 1000
 """vmkN looks in table 1000 + N; 253-255 are the kernel's own."""
@@ -110,17 +108,19 @@ def add_local_port(
         if shaping is not None:
             network.steps.append(port_shape(end.netns, end.name, end.mtu, shaping, wire.key))
     assert port.master is not None
-    uplink = _first_uplink(vswitch, group, plugged)
     network.ports[port.netns, port.master].append(
-        LocalPort(wire, port, group, plugged.mac, plugged.traffic, plugged.minor, uplink)
+        LocalPort(
+            wire=wire,
+            end=port,
+            group=group,
+            uplinks=vswitch.uplinks,
+            mac=plugged.mac,
+            number=plugged.number,
+            traffic=plugged.traffic,
+            minor=plugged.minor,
+        )
     )
     return wire
-
-
-def _first_uplink(vswitch: VSwitch, group: PortGroup, plugged: Plugged) -> int:
-    """The number of the uplink that a port starts on, all being alive; 0 for none."""
-    chosen = choose(group.teaming, plugged.number, plugged.mac, vswitch.uplinks)
-    return 0 if chosen is None else vswitch.uplinks.index(chosen) + 1
 
 
 def _add_routes(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from testbed.plan import allocation, stages
 from testbed.plan.policies import Chain
+from testbed.plan.teaming import choose
 from testbed.topology.traffic import traffic_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from testbed.plan.stages import Stage
     from testbed.plan.steps import End, Veth
@@ -25,17 +26,29 @@ if TYPE_CHECKING:
 class LocalPort:
     """A port of a virtual switch that a vmk or a VM's adapter is plugged into.
 
-    `traffic` is its system traffic type ("" for none), `minor` its HTB class on the uplinks (0:
-    none), `uplink` the number of the one it starts on.
+    `number` is its own on the switch, `traffic` its system traffic type ("" for none), `minor`
+    its HTB class on the uplinks (0: none). `uplinks` are the switch's vmnics.
     """
 
     wire: Veth
     end: End
     group: PortGroup
+    uplinks: tuple[str, ...]
     mac: str
+    number: int
     traffic: str
     minor: int
-    uplink: int
+
+    def uplink(self, alive: Collection[str], present: str | None = None) -> int:
+        """The number of the uplink that it is to leave by (`teaming.choose`); 0 for none."""
+        chosen = choose(self.group.teaming, self.number, self.mac, alive, present)
+        return 0 if chosen is None else self.uplinks.index(chosen) + 1
+
+    @property
+    def adapter(self) -> tuple[str, str]:
+        """The namespace and the device that have the address: a vmk, or a VM's NIC."""
+        end = self.wire.a
+        return end.netns, end.master or end.name
 
     def mirror(self) -> stages.Mirror | None:
         """What the other ports' chains need when this one is promiscuous."""
@@ -79,7 +92,7 @@ def local_chain(port: LocalPort, mirrors: Sequence[LocalPort]) -> Chain:
         switch=port.end.master or "",
         address=port.mac,
         listed=port.end.forwarding,
-        uplink=port.uplink,
+        uplink=port.uplink(port.uplinks),
         mirrors=_mirror_wires(port.end, mirrors),
     )
 
