@@ -29,6 +29,9 @@ COMMANDS = {
     "report": ("testbed.cli.migrate", "Show a stored result again, or write its HTML page."),
     "iperf": ("testbed.cli.measure", "Measure TCP throughput between two adapters."),
     "ping": ("testbed.cli.measure", "Measure round trips between two adapters."),
+    "vmkping": ("testbed.cli.reach", "Ping from a host as ESXi's vmkping does."),
+    "traceroute": ("testbed.cli.reach", "Show the routers between a host and an address."),
+    "nc": ("testbed.cli.reach", "Try a TCP port from a host, or listen on one."),
     "doctor": ("testbed.cli.doctor", "Tell what this machine has and what each feature will use."),
 }
 
@@ -45,7 +48,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

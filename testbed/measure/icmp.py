@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import MeasurementError
 from testbed.measure.endpoint import socket_in
+from testbed.measure.socket_errors import report_errors
 
 if TYPE_CHECKING:
     from testbed.measure.endpoint import Endpoint
@@ -24,18 +23,8 @@ IP_HEADER_BYTES = {4: 20, 6: 40}
 ICMP_FILTER, ICMP6_FILTER = 1, 1
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, IPV6_DONTFRAG = 10, 23, 62
 PMTUDISC_DONT, PMTUDISC_DO = 0, 2
-IP_RECVERR, IPV6_RECVERR = 11, 25
-SO_TIMESTAMPNS = 35
+IPV6_RECVHOPLIMIT, IPV6_HOPLIMIT = 51, 52
 SOL_RAW = 255
-EXTENDED_ERROR = struct.Struct("=IBBBBII")  # errno, origin, type, code, pad, info, data
-
-
-@dataclass(frozen=True, slots=True)
-class EchoError:
-    """Why an echo didn't get through; `mtu` is the path's, for a message too long."""
-
-    code: int
-    mtu: int
 
 
 def encode_request(
@@ -59,6 +48,18 @@ def decode_reply(ip_version: int, packet: bytes, token: bytes) -> int | None:
         return None
     found, number = MARK.unpack_from(message, HEADER.size)
     return int(number) if found == token else None
+
+
+def received_ttl(
+    ip_version: int, packet: bytes, ancillary: list[tuple[int, int, bytes]]
+) -> int | None:
+    """The time to live (hop limit) that a packet arrived with; None if it isn't told."""
+    if ip_version == 4:
+        return packet[8] if len(packet) > 8 else None
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IPV6 and kind == IPV6_HOPLIMIT:
+            return int(struct.unpack("=i", data[:4])[0])
+    return None
 
 
 def internet_checksum(data: bytes) -> int:
@@ -85,20 +86,19 @@ def open_socket(source: Endpoint, destination: Endpoint, *, dont_fragment: bool)
     opened = socket_in(source.netns_path, family, socket.SOCK_RAW, protocol)
     try:
         opened.setblocking(False)
-        opened.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        report_errors(opened)
         discover = PMTUDISC_DO if dont_fragment else PMTUDISC_DONT
         if version == 4:
             reply = ~(1 << ECHO_REPLY[4]) & 0xFFFFFFFF  # set bits are blocked
             opened.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("=I", reply))
             opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, discover)
-            opened.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
         else:
             blocked = [0xFFFFFFFF] * 8
             blocked[ECHO_REPLY[6] >> 5] &= ~(1 << (ECHO_REPLY[6] & 31)) & 0xFFFFFFFF
             opened.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, struct.pack("=8I", *blocked))
             opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, discover)
             opened.setsockopt(socket.IPPROTO_IPV6, IPV6_DONTFRAG, int(dont_fragment))
-            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1)
         if source.device:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, source.device.encode())
         opened.bind((source.address, 0))
@@ -110,18 +110,3 @@ def open_socket(source: Endpoint, destination: Endpoint, *, dont_fragment: bool)
             "device are there, up, and have a route (`testbed exec LAB NODE -- ip addr`)"
         ) from error
     return opened
-
-
-def read_error(opened: socket.socket) -> EchoError | None:
-    """The next error that the network or this host reported for an echo, if any."""
-    try:
-        _, ancillary, _, _ = opened.recvmsg(256, 512, socket.MSG_ERRQUEUE)
-    except OSError as error:
-        if error.errno == errno.EAGAIN:
-            return None
-        return EchoError(error.errno or errno.EIO, 0)
-    for _, kind, data in ancillary:
-        if kind in {IP_RECVERR, IPV6_RECVERR} and len(data) >= EXTENDED_ERROR.size:
-            code, _, _, _, _, info, _ = EXTENDED_ERROR.unpack_from(data)
-            return EchoError(code, info if code == errno.EMSGSIZE else 0)
-    return EchoError(errno.EIO, 0)

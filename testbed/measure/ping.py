@@ -10,7 +10,6 @@ import errno
 import os
 import secrets
 import select
-import struct
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,17 +20,18 @@ from testbed.measure.icmp import (
     HEADER,
     IP_HEADER_BYTES,
     LEAST_PAYLOAD_BYTES,
-    SO_TIMESTAMPNS,
     decode_reply,
     encode_request,
     open_socket,
-    read_error,
+    received_ttl,
 )
 from testbed.measure.ping_result import PingResult, summarize
+from testbed.measure.socket_errors import arrival_ns, next_error
 
 if TYPE_CHECKING:
     import socket
     import threading
+    from collections.abc import Callable, Mapping, Sequence
 
     from testbed.measure.endpoint import Endpoint
 
@@ -69,25 +69,72 @@ class PingTest:
                 raise InputError(f"ping {name} {value}: give {least} to {most}")
 
 
+class MessageTooLongError(MeasurementError):
+    """An echo may not be fragmented and doesn't fit; `mtu` is what does, 0 if nobody said.
+
+    `reported_by` is the router that said so, None for this host.
+    """
+
+    def __init__(self, text: str, mtu: int, reported_by: str | None) -> None:
+        self.mtu, self.reported_by = mtu, reported_by
+        super().__init__(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as it arrives: to which echo, its size as ICMP message, TTL and round trip."""
+
+    number: int
+    message_bytes: int
+    ttl: int | None
+    rtt_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Echoes:
+    """What was sent when, what arrived as (number, time), and what the network said of others."""
+
+    what: str
+    sent_ns: Sequence[int]
+    arrivals: Sequence[tuple[int, int]]
+    errors: Mapping[str, int]
+
+
 def measure(
     source: Endpoint, destination: Endpoint, test: PingTest, stop: threading.Event | None = None
 ) -> PingResult:
     """Pings `destination` from `source`; an event that is set ends it early.
 
     Raises:
+        InputError, MeasurementError: as `echo`; or not one echo was answered.
+    """
+    got = echo(source, destination, test, stop)
+    return summarize(got.what, got.sent_ns, got.arrivals, test.timeout_ns, got.errors)
+
+
+def echo(
+    source: Endpoint,
+    destination: Endpoint,
+    test: PingTest,
+    stop: threading.Event | None = None,
+    on_reply: Callable[[Reply], None] | None = None,
+) -> Echoes:
+    """As `measure`, without a judgement: nothing answered is no error. Tells of each answer.
+
+    Raises:
         InputError: neither a count nor an event would ever end it.
-        MeasurementError: the network is unreachable, not one echo was answered, or a message
-            that mustn't be fragmented is longer than the path's MTU.
+        MessageTooLongError: a message that mustn't be fragmented exceeds the path's MTU.
+        MeasurementError: the namespace, address or device isn't there, or no route leads.
     """
     if test.count is None and stop is None:
         raise InputError("ping without a count never ends; give a count")
     version = require_same_ip_version(source, destination)
     opened = open_socket(source, destination, dont_fragment=test.dont_fragment)
     with opened:
-        run = _Run(opened, version, test, f"ping from {source} to {destination}")
+        run = _Run(opened, version, test, f"ping from {source} to {destination}", on_reply)
         run.send_all(stop)
         run.receive_until(time.monotonic_ns() + test.timeout_ns, until_all=True)
-    return summarize(run.what, run.sent_ns, run.arrivals, test.timeout_ns, run.errors)
+    return Echoes(run.what, run.sent_ns, run.arrivals, run.errors)
 
 
 @dataclass(slots=True)
@@ -96,6 +143,7 @@ class _Run:
     version: int
     test: PingTest
     what: str
+    on_reply: Callable[[Reply], None] | None
     token: bytes = field(default_factory=lambda: secrets.token_bytes(8))
     identifier: int = field(default_factory=lambda: secrets.randbelow(1 << 16))
     sent_ns: list[int] = field(default_factory=list)
@@ -123,17 +171,19 @@ class _Run:
             self.opened.send(request)
         except OSError as error:
             if error.errno not in TRANSIENT:
-                queued = read_error(self.opened)  # the same error, with the path's MTU
+                queued = next_error(self.opened)  # the same error, with the path's MTU
                 self.note(error.errno or errno.EIO, queued.mtu if queued else 0)
 
-    def note(self, code: int, mtu: int) -> None:
+    def note(self, code: int, mtu: int = 0, reported_by: str | None = None) -> None:
         """Counts an error that a later echo may not meet; raises what no echo can escape."""
         if code == errno.EMSGSIZE:
             size = self.test.payload_bytes + HEADER.size + IP_HEADER_BYTES[self.version]
             limit = f"; the path's MTU is {mtu}" if mtu else ""
-            raise MeasurementError(
+            raise MessageTooLongError(
                 f"{self.what}: message too long: {size} bytes may not be fragmented{limit}; "
-                "send fewer, or raise the MTU all along the path"
+                "send fewer, or raise the MTU all along the path",
+                mtu,
+                reported_by,
             )
         cause = os.strerror(code)
         self.errors[cause] = self.errors.get(cause, 0) + 1
@@ -149,28 +199,25 @@ class _Run:
             self.take_in()
 
     def take_in(self) -> None:
-        while (found := read_error(self.opened)) is not None:
-            self.note(found.code, found.mtu)
+        while (found := next_error(self.opened)) is not None:
+            self.note(found.number, found.mtu, found.offender)
         while True:
             try:
                 packet, ancillary, _, _ = self.opened.recvmsg(1 << 16, 256)
             except BlockingIOError:
                 return
             except OSError as error:  # an error of an earlier echo; its details are queued
-                self.note(error.errno or errno.EIO, 0)
+                self.note(error.errno or errno.EIO)
                 return
             number = decode_reply(self.version, packet, self.token)
             if number is not None and number < len(self.sent_ns):
-                self.arrivals.append((number, _arrival_ns(ancillary)))
-                self.answered.add(number)
+                self.arrive(number, packet, ancillary)
 
-
-def _arrival_ns(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """When the kernel received it, on CLOCK_MONOTONIC, so that our own delay doesn't count."""
-    now_ns = time.monotonic_ns()
-    to_monotonic_ns = now_ns - time.time_ns()
-    for _, kind, data in ancillary:
-        if kind == SO_TIMESTAMPNS:
-            seconds, nanoseconds = struct.unpack("@ll", data[:16])
-            return min(now_ns, int(seconds) * 10**9 + int(nanoseconds) + to_monotonic_ns)
-    return now_ns
+    def arrive(self, number: int, packet: bytes, ancillary: list[tuple[int, int, bytes]]) -> None:
+        at_ns = arrival_ns(ancillary)
+        self.arrivals.append((number, at_ns))
+        self.answered.add(number)
+        if self.on_reply is not None:
+            size = len(packet) - (IP_HEADER_BYTES[4] if self.version == 4 else 0)
+            ttl = received_ttl(self.version, packet, ancillary)
+            self.on_reply(Reply(number, size, ttl, max(0, at_ns - self.sent_ns[number])))
