@@ -49,12 +49,13 @@ def check(draft: Draft) -> None:
 def _adapters(draft: Draft) -> Iterator[_Adapter]:
     file = draft.file
     for name, router in file.routers.items():
-        for switch, interface in router.interfaces.items():
+        for switch, legs in router.interfaces.items():
             of = file.switches.get(switch)
-            path: Path = ("routers", name, "interfaces", switch)
             mtu = None if of is None else of.mtu
             place: Path = ("switches", switch, "mtu")
-            yield _Adapter(path, f"router {name}", interface.ip, (), None, mtu, place)
+            for number, leg in enumerate(legs):
+                path: Path = ("routers", name, "interfaces", switch, number)
+                yield _Adapter(path, f"router {name}", leg.ip, (), None, mtu, place)
     for name, host in file.hosts.items():
         for vmk, of_vmk in host.vmks.items():
             path = ("hosts", name, "vmks", vmk)
@@ -140,18 +141,20 @@ def _duplicate_macs(draft: Draft, adapters: list[_Adapter]) -> None:
 def _router_networks(draft: Draft) -> None:
     """A router with one network on two interfaces would not know which to use."""
     for name, router in draft.file.routers.items():
-        seen: dict[IPNetwork, str] = {}
-        for switch, interface in router.interfaces.items():
-            for number, address in enumerate(interface.ip):
-                if address is None:
-                    continue
-                first = seen.setdefault(address.cidr, switch)
-                if first != switch:
-                    draft.problems.add(
-                        ("routers", name, "interfaces", switch, "ip", number),
-                        f"{address} is in the network that the router has at {first} already",
-                        "use another network, or one interface",
-                    )
+        seen: dict[IPNetwork, tuple[str, int]] = {}
+        for switch, legs in router.interfaces.items():
+            for leg, interface in enumerate(legs):
+                for number, address in enumerate(interface.ip):
+                    if address is None:
+                        continue
+                    first = seen.setdefault(address.cidr, (switch, leg))
+                    if first != (switch, leg):
+                        draft.problems.add(
+                            ("routers", name, "interfaces", switch, leg, "ip", number),
+                            f"{address} is in the network that the router has at {first[0]}"
+                            " already",
+                            "use another network, or one interface",
+                        )
 
 
 def _families(draft: Draft, adapter: _Adapter) -> None:

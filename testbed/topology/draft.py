@@ -8,22 +8,46 @@ from typing import TYPE_CHECKING, Literal
 from testbed.topology.problems import Path, Problems, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from testbed.topology.node import Node
     from testbed.topology.schema import HostNic, TopologyFile
+    from testbed.topology.vswitches import (
+        DistributedPortGroup,
+        DistributedSwitch,
+        PortGroup,
+        VSwitch,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchDraft:
-    """A virtual switch on one host. `mtu` None is unknown; `path` is where it is defined."""
+    """A virtual switch on one host, and where it is defined.
+
+    `names` has the host's vmnics by the names that teaming calls them: vmnics themselves on a
+    standard switch, uplink names on a distributed one, in its order.
+    """
 
     name: str
     kind: Literal["standard", "distributed"]
-    mtu: int | None
-    uplinks: tuple[str, ...]
-    portgroups: tuple[str, ...]
+    of: VSwitch | DistributedSwitch
+    names: dict[str, str]
     path: Path
+
+    @property
+    def mtu(self) -> int | None:
+        """Its MTU; None is unknown."""
+        return self.of.mtu
+
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        """The host's vmnics in it."""
+        return tuple(self.names.values())
+
+    @property
+    def portgroups(self) -> Mapping[str, PortGroup | DistributedPortGroup]:
+        """Its port groups by name."""
+        return self.of.portgroups
 
 
 class Draft:
@@ -120,27 +144,16 @@ class Draft:
     def _switches_of(self, host: str) -> Iterator[SwitchDraft]:
         of = self.file.hosts[host]
         for name, vswitch in of.vswitches.items():
-            uplinks = tuple(u for u in vswitch.uplinks if u is not None)
-            yield SwitchDraft(
-                name,
-                "standard",
-                vswitch.mtu,
-                uplinks,
-                tuple(vswitch.portgroups),
-                ("hosts", host, "vswitches", name),
-            )
-        joined: dict[str, list[str]] = {}
+            names = {u: u for u in vswitch.uplinks if u is not None}
+            yield SwitchDraft(name, "standard", vswitch, names, ("hosts", host, "vswitches", name))
+        joined: dict[str, dict[str, str]] = {}
         for vmnic, nic in of.nics.items():
             if nic.uplink is not None:
-                joined.setdefault(nic.uplink.partition("/")[0], []).append(vmnic)
+                switch, _, slot = nic.uplink.partition("/")
+                joined.setdefault(switch, {}).setdefault(slot, vmnic)
         for name, vmnics in joined.items():
             distributed = self.file.distributed_switches.get(name)
             if distributed is not None:
-                yield SwitchDraft(
-                    name,
-                    "distributed",
-                    distributed.mtu,
-                    tuple(vmnics),
-                    tuple(distributed.portgroups),
-                    ("distributed_switches", name),
-                )
+                ordered = {slot: vmnics[slot] for slot in distributed.uplinks if slot in vmnics}
+                path: Path = ("distributed_switches", name)
+                yield SwitchDraft(name, "distributed", distributed, ordered, path)

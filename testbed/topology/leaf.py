@@ -14,7 +14,7 @@ from testbed.topology.problems import Refusal, shown
 NAME_PATTERN = r"[A-Za-z0-9_,\[\]-]*\[[A-Za-z0-9_,-]+\][A-Za-z0-9_,\[\]-]*"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
     """How one kind of value is read from YAML's scalar, and its JSON Schema.
 
@@ -37,7 +37,33 @@ class Leaf:
 
 
 class OneOrMany:
-    """Marks a list of leaves that may be written as one value."""
+    """Marks a list that may be written as one value."""
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        many = handler(core)
+        return {"anyOf": [dict(many["items"]), many]}
+
+
+class One(tuple[Any, ...]):
+    """The list of one that was written without brackets."""
+
+    __slots__ = ()
+
+
+class AllOrEach:
+    """Marks a mapping of leaves that may be written as one value, found under `ALL`."""
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        each = handler(core)
+        one = each.get("additionalProperties") or next(iter(each["patternProperties"].values()))
+        return {"anyOf": [dict(one), {"type": "object", "additionalProperties": dict(one)}]}
+
+
+ALL = ""
 
 
 def _string(value: object, expects: str) -> str:
@@ -91,15 +117,27 @@ def whole(least: int, most: int, expects: str, unit: str, examples: list[int]) -
     return Leaf(parse, schema, expects)
 
 
-def one_of(what: str, built: tuple[str, ...], to_come: dict[str, str]) -> Leaf:
-    """One of a few words; those to come are refused with their reason."""
+def one_of(
+    what: str,
+    built: tuple[str, ...],
+    to_come: dict[str, str] | None = None,
+    never: dict[str, tuple[str, str]] | None = None,
+) -> Leaf:
+    """One of a few words; those to come are refused with their reason, as are those never to.
+
+    `never` has the reason and the remedy of each.
+    """
 
     def parse(value: object) -> str:
-        text = _string(value, what)
-        if text in to_come:
+        text = _string(value, f"a {what} such as {built[0]}")
+        if never and text in never:
+            raise Refusal(f"{what} {shown(text)} can't be had: {never[text][0]}", never[text][1])
+        if to_come and text in to_come:
             raise Refusal(f"{what} {shown(text)} is not built yet: {to_come[text]}", "remove it")
         if text not in built:
-            raise Refusal(f"{shown(text)} is not a {what}", f"write {' or '.join(built)}")
+            near = next((word for word in built if word.casefold() == text.casefold()), None)
+            remedy = f"did you mean {near}?" if near else f"write {' or '.join(built)}"
+            raise Refusal(f"{shown(text)} is not a {what}", remedy)
         return text
 
     return Leaf(parse, {"type": "string", "enum": list(built)}, what)

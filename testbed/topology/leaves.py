@@ -210,7 +210,6 @@ Mac: TypeAlias = Annotated[
         _mac,
     ),
 ]
-Service: TypeAlias = Annotated[str | None, one_of("service", ("vmotion",), later.SERVICES)]
 WorkloadKind: TypeAlias = Annotated[
     Literal["idle", "uniform", "sequential"] | None,
     one_of("workload", ("idle", "uniform", "sequential"), later.WORKLOADS),

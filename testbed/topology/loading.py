@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from testbed.errors import InputError
-from testbed.topology import addressing, capacity, network, references
+from testbed.topology import addressing, capacity, network, references, teams
 from testbed.topology.draft import Draft
 from testbed.topology.patterns import Expander
 from testbed.topology.problems import Enough, Problems
@@ -38,7 +38,7 @@ def loads(text: str, filename: str) -> Topology:
     problems = Problems(filename)
     try:
         draft = _draft(text.removeprefix("\ufeff"), problems)
-        for stage in (references, addressing, network, capacity):
+        for stage in (references, teams, addressing, network, capacity):
             stage.check(draft)
     except Enough:
         problems.raise_if_any()

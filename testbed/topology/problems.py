@@ -140,16 +140,21 @@ class Problems:
             raise TopologyError(tuple(self._found.values()))
 
     def _find(self, path: Path) -> tuple[Node | None, Path]:
-        """The nearest node that the file has, and the path as the file writes it."""
+        """The nearest node that the file has, and the path as the file writes it.
+
+        One value written where a list may stand has no index.
+        """
         node = self.root
+        written: Path = ()
         for depth, part in enumerate(path):
             below = None if node is None else node.value
-            if isinstance(below, dict) and isinstance(part, str) and part in below:
+            if isinstance(part, int):
+                if not isinstance(below, list) or part >= len(below):
+                    continue
                 node = below[part]
-                continue
-            if isinstance(below, list) and isinstance(part, int) and part < len(below):
+            elif isinstance(below, dict) and part in below:
                 node = below[part]
-                continue
-            # One value written where a list may stand has no index.
-            return node, path[:depth] if isinstance(part, int) else path
-        return node, path
+            else:
+                return node, (*written, *path[depth:])
+            written = (*written, part)
+        return node, written

@@ -6,12 +6,13 @@ so that the checks that follow neither trust it nor complain about it again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
-from testbed.topology import later
-from testbed.topology.leaf import Leaf, OneOrMany
+from testbed.topology import later, never
+from testbed.topology.leaf import ALL, AllOrEach, Leaf, One, OneOrMany
 from testbed.topology.node import REFUSED, Node, Refused, Scalar
 from testbed.topology.problems import Enough, Path, Problems, Refusal, shown
 from testbed.topology.schema import TopologyFile
@@ -78,6 +79,9 @@ class Reader:
         return model.model_construct(**values)
 
     def _value(self, node: Node, kind: _Kind, path: Path, shape: later.Shape, owner: Path) -> Any:
+        if kind.all_or_each and not isinstance(node.value, dict):
+            value = self._value(node, kind.items[1], path, shape, owner)
+            return {} if value is None else {ALL: value}
         if kind.origin is dict:
             return self._mapping(node, kind, path, shape)
         if kind.origin is tuple:
@@ -108,8 +112,10 @@ class Reader:
     ) -> tuple[Any, ...]:
         item = kind.items[0]
         if kind.one_or_many and not isinstance(node.value, list):
+            if item.model is not None:
+                return One((self._object(node, item.model, (*path, 0), (*shape, "*")),))
             value = self._value(node, item, path, shape, owner)
-            return () if value is None else (value,)
+            return () if value is None else One((value,))
         if not isinstance(node.value, list):
             self._wrong_kind(node, path, "a list; write it in brackets [ ]")
             self._lose(path)
@@ -151,6 +157,10 @@ class Reader:
         if shape in later.KEYS:
             message = f"{key} is not built yet: {later.KEYS[shape]}"
             self.problems.add(below, message, "remove it", at_key=True)
+            return set()
+        if shape in never.KEYS:
+            message, remedy = never.KEYS[shape]
+            self.problems.add(below, message, remedy, at_key=True)
             return set()
         self._break(path)
         known = list(model.model_fields)
@@ -196,15 +206,31 @@ class Reader:
 class _Kind:
     """What a field holds, taken from its annotation."""
 
-    __slots__ = ("examples", "items", "leaf", "length", "model", "one_or_many", "origin")
+    __slots__ = (
+        "all_or_each",
+        "examples",
+        "items",
+        "leaf",
+        "length",
+        "model",
+        "one_or_many",
+        "optional",
+        "origin",
+    )
 
     def __init__(self, annotation: Any, metadata: list[Any], examples: list[Any] | None) -> None:
-        if get_origin(annotation) is Annotated:
+        self.optional = False
+        while (outer := get_origin(annotation)) in (Annotated, Union, UnionType):
             annotation, *more = get_args(annotation)
-            metadata = [*metadata, *more]
-        self.origin = get_origin(annotation)
+            if outer is Annotated:
+                metadata = [*metadata, *more]
+            else:  # the other one is None
+                self.optional = True
+        self.leaf = next((m for m in metadata if isinstance(m, Leaf)), _NO_LEAF)
+        self.origin = get_origin(annotation) if self.leaf is _NO_LEAF else None
         self.examples = examples
         self.one_or_many = any(isinstance(m, OneOrMany) for m in metadata)
+        self.all_or_each = any(isinstance(m, AllOrEach) for m in metadata)
         self.length = next((m.max_length for m in metadata if hasattr(m, "max_length")), None)
         self.model: type[BaseModel] | None = None
         self.items: tuple[_Kind, ...] = ()
@@ -213,7 +239,6 @@ class _Kind:
             self.items = tuple(_Kind(a, [], None) for a in inner)
         elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
             self.model = annotation
-        self.leaf = next((m for m in metadata if isinstance(m, Leaf)), _NO_LEAF)
 
     @classmethod
     def of(cls, info: FieldInfo) -> _Kind:
@@ -245,6 +270,8 @@ _NO_LEAF = Leaf(_parse_nothing, {}, "nothing")
 def _nothing(info: FieldInfo) -> Any:
     """What stands for a value that is unknown."""
     kind = _Kind.of(info)
+    if kind.optional:
+        return None
     if kind.origin is dict:
         return {}
     if kind.origin is tuple:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from testbed.topology import later
 from testbed.topology.problems import Path, shown
 
 if TYPE_CHECKING:
     from testbed.topology.draft import Draft
-    from testbed.topology.schema import Host, HostNic, VSwitch
+    from testbed.topology.schema import Host, HostNic
+    from testbed.topology.vswitches import VSwitch
 
 _NODES = {"switches": "switch", "routers": "router", "hosts": "host", "vms": "VM"}
 
@@ -129,19 +129,12 @@ def _standard_uplinks(
             )
             continue
         users[vmnic] = str(path[3])
-        if number > 0:
-            message = f"a second uplink ({vmnic}) is not built yet: {later.TEAMING}"
-            draft.problems.add(place, message, "remove it")
 
 
 def _distributed_switches(draft: Draft, name: str, host: Host) -> None:
     for switch in draft.switches[name]:
         if switch.kind != "distributed":
             continue
-        for vmnic in switch.uplinks[1:]:
-            message = f"{vmnic} would be a second uplink of {switch.name} on one host, which is"
-            message += f" not built yet: {later.TEAMING}"
-            draft.problems.add(("hosts", name, "nics", vmnic, "uplink"), message, "remove it")
         if switch.name in host.vswitches:
             draft.problems.add(
                 ("hosts", name, "vswitches", switch.name),

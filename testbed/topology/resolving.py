@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, TypeVar
 
-from testbed.topology import model, policy
+from testbed.topology import model, policies, policy
 from testbed.topology.capacity import working_set_bytes
+from testbed.topology.policies import scaled
+from testbed.topology.ranges import trunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +70,9 @@ class _Macs:
 def _adapters(draft: Draft) -> Iterator[tuple[str, str, bool, str | None]]:
     """(node, adapter, whether it is virtual, its MAC address if given)."""
     for name, router in draft.file.routers.items():
-        for switch in router.interfaces:
-            yield name, switch, False, None
+        for switch, legs in router.interfaces.items():
+            for leg in legs:
+                yield name, leg_name(switch, leg.vlan), False, None
     for name, host in draft.file.hosts.items():
         for vmnic, nic in host.nics.items():
             yield name, vmnic, False, nic.mac
@@ -91,7 +94,7 @@ def resolve(draft: Draft, text: str) -> model.Topology:
         scale=scale,
         sites=tuple(file.sites),
         switches=tuple(
-            model.PhysicalSwitch(name, switch.site, mtu[name])
+            model.PhysicalSwitch(name, switch.site, mtu[name], policies.queues(switch))
             for name, switch in file.switches.items()
         ),
         routers=tuple(
@@ -99,15 +102,28 @@ def resolve(draft: Draft, text: str) -> model.Topology:
                 name,
                 tuple(
                     model.RouterInterface(
-                        switch, switch, _all_known(interface.ip), mtu[switch], macs.of(name, switch)
+                        name=leg_name(switch, leg.vlan),
+                        switch=switch,
+                        addresses=_all_known(leg.ip),
+                        mtu=mtu[switch],
+                        mac=macs.of(name, leg_name(switch, leg.vlan)),
+                        vlan=leg.vlan,
                     )
-                    for switch, interface in router.interfaces.items()
+                    for switch, legs in router.interfaces.items()
+                    for leg in legs
                 ),
             )
             for name, router in file.routers.items()
         ),
         links=tuple(
-            model.PhysicalLink((a, b), _scaled(link.rate, scale), min(mtu[a], mtu[b]))
+            model.PhysicalLink(
+                ends=(a, b),
+                rate_bps=scaled(link.rate, scale),
+                mtu=min(mtu[a], mtu[b]),
+                there=policies.impairment(link, a, first=True),
+                back=policies.impairment(link, b, first=False),
+                vlans=trunk(link.vlans),
+            )
             for link in file.links
             for a, b in [_all_known(link.between)]
         ),
@@ -122,8 +138,9 @@ def resolve(draft: Draft, text: str) -> model.Topology:
     )
 
 
-def _scaled(value: int | None, scale: Fraction) -> int | None:
-    return None if value is None else int(value * scale)
+def leg_name(switch: str, vlan: int | None) -> str:
+    """The name of a router's interface."""
+    return switch if vlan is None else f"{switch}.{vlan}"
 
 
 def _host(draft: Draft, name: str, host: Host, macs: _Macs, scale: Fraction) -> model.Host:
@@ -135,27 +152,25 @@ def _host(draft: Draft, name: str, host: Host, macs: _Macs, scale: Fraction) -> 
             model.Uplink(
                 vmnic,
                 _known(nic.switch),
-                _scaled(nic.rate, scale),
+                scaled(nic.rate, scale),
                 _known(nic.mtu),
                 macs.of(name, vmnic),
+                vlans=trunk(nic.vlans),
+                qos=policies.nic_shares(nic),
+                offloads=policies.offloads(nic),
+                rings=policy.Rings(nic.rings.tx, nic.rings.rx),
             )
             for vmnic, nic in host.nics.items()
         ),
         vswitches=tuple(
             model.VSwitch(
-                s.name,
-                s.kind,
-                _known(s.mtu),
-                s.uplinks,
-                tuple(
-                    policy.PortGroup(
-                        name,
-                        0,
-                        policy.Security(promiscuous=False, mac_changes=True, forged_transmits=True),
-                        policy.Teaming("originating_port", s.uplinks, ()),
-                    )
-                    for name in s.portgroups
-                ),
+                name=s.name,
+                kind=s.kind,
+                mtu=_known(s.mtu),
+                uplinks=s.uplinks,
+                portgroups=tuple(policies.port_group(s, group, scale) for group in s.portgroups),
+                nioc=policies.nioc_of(s, scale),
+                marking=policies.switch_marking(s),
             )
             for s in draft.switches[name]
         ),
@@ -169,6 +184,10 @@ def _host(draft: Draft, name: str, host: Host, macs: _Macs, scale: Fraction) -> 
                 services=frozenset(_all_known(of.services)),
                 mtu=_known(of.mtu),
                 mac=macs.of(name, vmk),
+                netstack=of.netstack or "default",
+                routes=tuple(
+                    policy.StaticRoute(_known(route.to), _known(route.via)) for route in of.routes
+                ),
             )
             for vmk, of in host.vmks.items()
         ),
@@ -191,6 +210,8 @@ def _vm(draft: Draft, name: str, vm: Vm, macs: _Macs, scale: Fraction) -> model.
                 gateways=_all_known(nic.gateway),
                 mtu=_known(_known(draft.switch_of(host, nic.portgroup)).mtu),
                 mac=macs.of(name, f"eth{number}"),
+                vlan=nic.vlan,
+                bandwidth=policies.bandwidth(nic.bandwidth, scale),
             )
             for number, nic in enumerate(vm.nics)
         ),

@@ -7,57 +7,14 @@ The descriptions and examples are what editors show and what the reference is ma
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from testbed.topology import leaves
+from testbed.topology import policy_leaves as policies
+from testbed.topology.fabric import Link, Router, Site, Switch
 from testbed.topology.leaf import OneOrMany
-
-
-class FileObject(BaseModel):
-    """An object of the file; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Site(FileObject):
-    """A place; it only groups switches and routers, distance belongs to links."""
-
-
-class Switch(FileObject):
-    """A physical switch."""
-
-    site: leaves.Reference = Field(None, description="The site that it stands in.")
-    mtu: leaves.Mtu = Field(1500, description="Largest packet that it carries, in bytes.")
-
-
-class RouterInterface(FileObject):
-    """A router's interface in a physical switch; its MTU is the switch's."""
-
-    ip: Annotated[tuple[leaves.Address, ...], OneOrMany()] = Field(
-        description="One address with prefix length, or a list of them (IPv4 and IPv6)."
-    )
-
-
-class Router(FileObject):
-    """A router between physical switches; it forwards IPv4 and IPv6."""
-
-    site: leaves.Reference = Field(None, description="The site that it stands in.")
-    interfaces: dict[leaves.Name, RouterInterface] = Field(
-        default_factory=dict,
-        description="Its interfaces, each named by the physical switch that it is cabled to.",
-    )
-
-
-class Link(FileObject):
-    """A cable between two physical switches. Switches and links must not form a loop."""
-
-    between: tuple[leaves.Reference, ...] = Field(
-        min_length=2,
-        max_length=2,
-        description="The two physical switches.",
-        examples=[["tor-a", "tor-b"]],
-    )
-    rate: leaves.Rate = Field(None, description="Rate of each direction; no limit if left out.")
+from testbed.topology.objects import FileObject
+from testbed.topology.vswitches import DistributedSwitch, VSwitch
 
 
 class Datastore(FileObject):
@@ -68,26 +25,38 @@ class Datastore(FileObject):
     )
 
 
-class PortGroup(FileObject):
-    """A port group of a virtual switch."""
-
-
-class DistributedSwitch(FileObject):
-    """A distributed switch; a host joins it by giving one of its vmnics as an uplink."""
-
-    mtu: leaves.Mtu = Field(1500, description="Largest packet that it carries, in bytes.")
-    uplinks: tuple[leaves.Name, ...] = Field(
-        (), description="Names of its uplinks on each host.", examples=[["uplink1"]]
-    )
-    portgroups: dict[leaves.Name, PortGroup] = Field(
-        default_factory=dict, description="Its port groups, on every host that has joined."
-    )
-
-
 class Cpu(FileObject):
     """A host's processors."""
 
     cores: leaves.Cores = Field(description="Cores; no VM there may have more vCPUs.")
+
+
+class NicShare(FileObject):
+    """What a traffic type gets of a NIC, in shares of its rate."""
+
+    guarantee: policies.Percent = Field(
+        description="Guaranteed when the NIC is full; all together at most 100 %."
+    )
+    limit: policies.Percent = Field(
+        None, description="Never more than this, at least the guarantee; 100% if left out."
+    )
+
+
+class Offloads(FileObject):
+    """What a NIC does for the host's TCP/IP stacks; each is on if left out."""
+
+    tso: policies.OnOff = Field(None, description="Cuts trains of TCP segments when sending.")
+    lro: policies.OnOff = Field(None, description="Joins TCP segments when receiving.")
+    checksum: policies.OnOff = Field(
+        None, description="Computes and checks checksums; tso needs it."
+    )
+
+
+class Rings(FileObject):
+    """A NIC's ring buffers, in frames."""
+
+    tx: policies.Ring = Field(None, description="Frames that may wait to be sent.")
+    rx: policies.Ring = Field(None, description="Frames that may wait to be received.")
 
 
 class HostNic(FileObject):
@@ -100,20 +69,27 @@ class HostNic(FileObject):
         None, description="The distributed switch that it joins, and as which of its uplinks."
     )
     mac: leaves.Mac = Field(None, description="MAC address; derived from the names if left out.")
-
-
-class VSwitch(FileObject):
-    """A standard virtual switch of one host."""
-
-    mtu: leaves.Mtu = Field(1500, description="Largest packet that it carries, in bytes.")
-    uplinks: tuple[leaves.Reference, ...] = Field(
-        (),
-        description="The host's vmnic that joins it to the physical network, if any.",
-        examples=[["vmnic1"]],
+    vlans: Annotated[tuple[policies.Vlans, ...], OneOrMany()] | None = Field(
+        None,
+        description="The VLANs that the switch's port carries, numbers and ranges, 0 for untagged "
+        "frames; all frames if left out.",
+        examples=[[10, 20, "100-199", 0]],
     )
-    portgroups: dict[leaves.Name, PortGroup] = Field(
-        default_factory=dict, description="Its port groups."
+    qos: dict[policies.Traffic, NicShare] = Field(
+        default_factory=dict,
+        description="Quality of service on the NIC itself, by system traffic type. It needs a "
+        "rate, and no Network I/O Control on the same uplink.",
+        examples=[{"vmotion": {"guarantee": "30%", "limit": "100%"}}],
     )
+    offloads: Offloads = Field(Offloads(), description="Offloads, all on if left out.")
+    rings: Rings = Field(Rings(), description="Ring buffers; 1000 frames each if left out.")
+
+
+class Route(FileObject):
+    """A static route of a vmk."""
+
+    to: policies.Cidr = Field(description="The network that it leads to.")
+    via: leaves.Gateway = Field(description="A router in one of the vmk's own networks.")
 
 
 class Vmk(FileObject):
@@ -126,11 +102,21 @@ class Vmk(FileObject):
     gateway: Annotated[tuple[leaves.Gateway, ...], OneOrMany()] = Field(
         (), description="Router for other networks, in its own subnet; at most one a family."
     )
-    services: tuple[leaves.Service, ...] = Field(
-        (), description="What it carries: vmotion, or nothing.", examples=[["vmotion"]]
+    services: tuple[policies.Service, ...] = Field(
+        (), description="What it carries; by it traffic is told apart.", examples=[["vmotion"]]
     )
     mtu: leaves.Mtu = Field(1500, description="Largest packet that it sends, in bytes.")
     mac: leaves.Mac = Field(None, description="MAC address; derived from the names if left out.")
+    netstack: policies.Netstack = Field(
+        "default",
+        description="TCP/IP stack. One in the vmotion stack carries vmotion alone, and no vmk "
+        "outside it does; provisioning likewise.",
+    )
+    routes: tuple[Route, ...] = Field(
+        (),
+        description="Routes of its own, beside the gateway.",
+        examples=[[{"to": "10.0.0.0/8", "via": "192.168.20.1"}]],
+    )
 
 
 class Host(FileObject):
@@ -149,6 +135,19 @@ class Host(FileObject):
     )
 
 
+class Bandwidth(FileObject):
+    """What Network I/O Control gives an adapter of a VM, within virtualMachine's part."""
+
+    shares: policies.Shares = Field(
+        None, description="Weight: low, normal (if left out), high or a number from 1 to 100."
+    )
+    reservation: leaves.Rate = Field(
+        None,
+        description="Guaranteed; those of a host together at most virtualMachine's reservation.",
+    )
+    limit: leaves.Rate = Field(None, description="Never more than this.")
+
+
 class VmNic(FileObject):
     """A network adapter of a VM: eth0, eth1 and so on; its MTU is its virtual switch's."""
 
@@ -160,6 +159,14 @@ class VmNic(FileObject):
         (), description="Router for other networks, in its own subnet; at most one a family."
     )
     mac: leaves.Mac = Field(None, description="MAC address; derived from the names if left out.")
+    vlan: policies.Vlan = Field(
+        None,
+        description="The VLAN that the guest tags its frames with itself; only in a port group "
+        "with guest tagging or a trunk.",
+    )
+    bandwidth: Bandwidth | None = Field(
+        None, description="Its own part of virtualMachine's; needs Network I/O Control."
+    )
 
 
 class Workload(FileObject):
@@ -238,21 +245,27 @@ def json_schema() -> dict[str, Any]:
 
 
 def _tidy(schema: dict[str, Any]) -> None:
-    """Names bind mappings as closed, one-or-many as both forms, no titles or null defaults."""
+    """Names bind mappings as closed; no titles, and nothing that may be null."""
     definitions = schema.get("$defs", {})
     for model in (schema, *definitions.values()):
         model.pop("title", None)
-        for name, of in model.get("properties", {}).items():
+        for of in model.get("properties", {}).values():
             of.pop("title", None)
+            _no_null(of)
             if of.get("default", "") is None:
                 del of["default"]
             elif isinstance(of.get("default"), dict):
                 of["default"] = {k: v for k, v in of["default"].items() if v is not None}
+                if not of["default"]:
+                    del of["default"]
             for pattern, values in of.pop("patternProperties", {}).items():
                 of["propertyNames"] = {"pattern": pattern}
                 of["additionalProperties"] = values
-            if name in ("ip", "gateway") or (name == "hosts" and of.get("type") == "array"):
-                described = {k: of.pop(k) for k in ("description", "default") if k in of}
-                one, many = dict(of["items"]), dict(of)
-                of.clear()
-                of.update(described, anyOf=[one, many])
+
+
+def _no_null(of: dict[str, Any]) -> None:
+    """What may be left out is not written as null."""
+    if {"type": "null"} not in of.get("anyOf", ()):
+        return
+    kinds = [kind for kind in of.pop("anyOf") if kind != {"type": "null"}]
+    of.update(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})

@@ -39,37 +39,8 @@ def test_a_key_to_come_is_refused_with_its_reason(shape: later.Shape) -> None:
     assert "unknown key" not in refusal
 
 
-@pytest.mark.parametrize("service", later.SERVICES)
-def test_a_service_to_come_is_refused_with_its_reason(service: str) -> None:
-    (refusal,) = refusals(f"name: x\nhosts: {{h: {{vmks: {{vmk0: {{services: [{service}]}}}}}}}}")
-    assert service in refusal
-    assert later.SERVICES[service] in refusal
-
-
 @pytest.mark.parametrize("kind", later.WORKLOADS)
 def test_a_workload_to_come_is_refused_with_its_reason(kind: str) -> None:
     (refusal,) = refusals(f"name: x\nvms: {{v: {{workload: {{kind: {kind}}}}}}}")
     assert kind in refusal
     assert later.WORKLOADS[kind] in refusal
-
-
-TEAM = """\
-name: team
-switches: {tor: {}}
-distributed_switches: {D: {uplinks: [u1, u2]}}
-hosts:
-  h1:
-    cpu: {cores: 1}
-    memory: 1GiB
-    nics: {vmnic0: {switch: tor, %s}, vmnic1: {switch: tor, %s}}
-    vswitches: {vSwitch0: {uplinks: [%s]}}
-"""
-
-
-@pytest.mark.parametrize(
-    "fill", [("uplink: D/u1", "uplink: D/u2", ""), ("mtu: 1500", "mtu: 1500", "vmnic0, vmnic1")]
-)
-def test_teaming_is_refused_on_both_kinds_of_switch(fill: tuple[str, str, str]) -> None:
-    (refusal,) = refusals(TEAM % fill)
-    assert "vmnic1" in refusal
-    assert later.TEAMING in refusal
