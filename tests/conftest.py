@@ -5,7 +5,8 @@ As root the whole session runs in a mount namespace of its own, with an empty /r
 (To look inside: `nsenter --mount --target PID ip netns`.) The network namespace is the machine's.
 
 Markers: `root`; `needs_program("tcpdump")`; `needs_feature("netem")`, names in FEATURES.
-With TESTBED_REQUIRE_ALL=1 a skipped test is a failure, unless this kernel lacks a feature.
+With TESTBED_REQUIRE_ALL=1 a skipped test is a failure, unless this kernel lacks a feature; with
+TESTBED_REQUIRE_ALL=kernel (scripts/reference-kernel) also if it does.
 """
 
 # os and not pathlib where it runs twice a test: it takes a third of the time
@@ -45,11 +46,11 @@ CLONE_NEWNS, MS_REC, MS_PRIVATE, MS_SHARED = 0x20000, 0x4000, 1 << 18, 1 << 20  
 # ---------------------------------------------------------------- what a test may need
 
 
-def _accepted(command: str) -> Callable[[], bool]:
-    """A probe: does the kernel take this command in a network namespace of its own?"""
+def _accepted(commands: str) -> Callable[[], bool]:
+    """A probe: does the kernel take these commands in a network namespace of its own?"""
 
     def probe() -> bool:
-        line = ["unshare", "--net", "--", *command.split()]
+        line = ["unshare", "--net", "--", "sh", "-ec", commands]
         return subprocess.run(line, capture_output=True, check=False).returncode == 0
 
     return probe
@@ -66,7 +67,7 @@ def _has_pagemap_scan() -> bool:
 
 FEATURES: dict[str, Callable[[], bool]] = {
     "netem": _accepted("tc qdisc add dev lo root netem delay 1ms"),
-    "8021q": _accepted("ip link add link lo name vlan5 type vlan id 5"),
+    "8021q": _accepted("ip link add br5 type bridge; ip link add link br5 type vlan id 5"),
     "bonding": _accepted("ip link add bond5 type bond"),
     "vlan_filtering": _accepted("ip link add br5 type bridge vlan_filtering 1"),
     "pagemap_scan": _has_pagemap_scan,
@@ -77,10 +78,6 @@ FEATURES: dict[str, Callable[[], bool]] = {
 @functools.cache
 def has_feature(name: str) -> bool:
     return FEATURES[name]()
-
-
-def _require_all() -> bool:
-    return os.environ.get("TESTBED_REQUIRE_ALL") == "1"
 
 
 def why_not(item: pytest.Item) -> str | None:
@@ -108,12 +105,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _skip_is_failure(report: pytest.TestReport | pytest.CollectReport) -> None:
-    if report.outcome != "skipped" or hasattr(report, "wasxfail") or not _require_all():
+    required = os.environ.get("TESTBED_REQUIRE_ALL")
+    if report.outcome != "skipped" or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    if KERNEL_LACKS not in reason:
+    if required == "kernel" or (required == "1" and KERNEL_LACKS not in reason):
         report.outcome = "failed"
-        report.longrepr = f"skipped, though TESTBED_REQUIRE_ALL=1: {reason}"
+        report.longrepr = f"skipped, though TESTBED_REQUIRE_ALL={required}: {reason}"
 
 
 @pytest.hookimpl(wrapper=True)
