@@ -141,7 +141,8 @@ FOUND_BY_READBACK = {
     "ip -n tb-k2.esx01 rule delete from 10.0.0.1 priority 1000",
     "action 6": "ip -n tb-k2.esx01 -6 rule delete from fd00::1;"
     "ip -n tb-k2.esx01 -6 rule add from fd00::1 table 101 priority 1000 blackhole",
-    "tcp_rmem": "ip netns exec tb-k2.esx01 sh -c 'echo 1 2 3 > /proc/sys/net/ipv4/tcp_rmem'",
+    "tcp_rmem": "ip netns exec tb-k2.esx01 sh -c "
+    "'echo 4096 8192 9999 > /proc/sys/net/ipv4/tcp_rmem'",
     "rps_cpus": "ip netns exec tb-k2.esx01 sh -c "
     "'echo 0 > /sys/class/net/vmnic0/queues/rx-0/rps_cpus'",
     "arp_evict_nocarrier": "ip netns exec tb-k2.db01 "
