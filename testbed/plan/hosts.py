@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         VmkernelAdapter,
         VSwitch,
     )
+    from testbed.topology.policy import Nioc
 
 FIRST_VMK_TABLE = 1000
 """vmkN looks in table 1000 + N; 253-255 are the kernel's own."""
@@ -171,7 +172,9 @@ def _add_uplink(
     wire = network.add_wire(nic, port)
     network.uplinks[nic.netns, uplink.name] = (wire, nic)
     classes = uplink_classes(uplink, vswitch, topology)
-    network.shape(wire, nic, uplink.rate_bps, classes, type_minor(VM_TRAFFIC))
+    lends_idle = vswitch is None or vswitch.nioc is None or _lends(vswitch.nioc)
+    default = type_minor(VM_TRAFFIC)
+    network.shape(wire, nic, uplink.rate_bps, classes, default, lends_idle=lends_idle)
     network.shape(wire, port, uplink.rate_bps, port_classes(switch, uplink.rate_bps, uplink.mtu))
     _add_offloads(network, uplink, wire, nic, port)
     network.add_chain(
@@ -184,6 +187,11 @@ def _add_uplink(
             max_size=network.is_narrow(port),
         )
     )
+
+
+def _lends(nioc: Nioc) -> bool:
+    """Without any reservation there is nothing that could be kept back."""
+    return nioc.lend_idle or not any(given.reservation_bps for _, given in nioc.allocations)
 
 
 def _add_offloads(network: Network, uplink: Uplink, wire: Veth, nic: End, port: End) -> None:

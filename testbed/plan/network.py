@@ -34,7 +34,7 @@ class Network:
 
     def __init__(self, lab: str, cpus: int, *, netem: bool, longest_mtu: int) -> None:
         self.lab = lab
-        self.cpu = crc32(lab.encode()) % cpus
+        self.cpu = self.cpu_of(lab, cpus)
         self.netem = netem
         self.longest_mtu = longest_mtu
         self.names = InterfaceNames()
@@ -46,6 +46,11 @@ class Network:
         """Each vmnic's wire and end, by namespace and name."""
         self.chains: list[Chain] = []
         self.delay_lines: list[DelayLine] = []
+
+    @staticmethod
+    def cpu_of(lab: str, cpus: int) -> int:
+        """The CPU that handles what a lab's wires receive."""
+        return crc32(lab.encode()) % cpus
 
     def netns(self, node: str) -> str:
         """The namespace name of a node of this lab."""
@@ -105,13 +110,20 @@ class Network:
         rate_bps: int | None,
         classes: tuple[TrafficClass, ...] = (),
         default: int | None = None,
+        *,
+        lends_idle: bool = True,
     ) -> None:
         """The rate at which an end sends, if it has one; the first class is the default."""
         if rate_bps is None:
             return
         step = shape(end.netns, end.name, rate_bps, end.mtu, wire.key)
         if classes:
-            step = replace(step, classes=classes, default=default or classes[0].minor)
+            step = replace(
+                step,
+                classes=classes,
+                default=default or classes[0].minor,
+                lends_idle=lends_idle,
+            )
         self.steps.append(step)
 
     def add_addresses(

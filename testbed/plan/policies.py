@@ -44,6 +44,9 @@ class Shape:
     `default` (and in the second qdisc, if there is one, to its first class).
     `ceil_bytes_per_s` above the rate lets `burst_bytes` pass at that speed after a pause
     (traffic shaping: average, peak and burst); None makes it the rate itself.
+
+    HTB lends what a class does not use of its rate. Unless `lends_idle`, whoever runs the lab
+    takes it off the root's rate meanwhile, so that nobody gets it.
     """
 
     kind: ClassVar[str] = "shape"
@@ -57,6 +60,7 @@ class Shape:
     ceil_bytes_per_s: int | None = None
     classes: tuple[TrafficClass, ...] = ()
     default: int = 1
+    lends_idle: bool = True
 
     @property
     def key(self) -> str:
