@@ -19,7 +19,7 @@ def in_use(teaming: Teaming, alive: Collection[str]) -> tuple[str, ...]:
     spare = [nic for nic in teaming.standby if nic in alive]
     if teaming.policy == "explicit":
         return tuple((active + spare)[:1])
-    missing = len(teaming.active) - len(active)
+    missing = max(len(teaming.active), 1) - len(active)
     return tuple(active + spare[:missing])
 
 
