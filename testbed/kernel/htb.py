@@ -8,7 +8,7 @@ no longer reads, and no linklayer, without which the kernel asks for those table
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
@@ -17,11 +17,13 @@ from testbed.kernel.template import ACK, CREATE, DUMP, EXCLUSIVE, Slots, Templat
 from testbed.measure.theory import ETHERNET_HEADER_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from testbed.plan.policies import Shape, TrafficClass
 
 NEWQDISC, DELQDISC = 36, 37
 NEWTCLASS, DELTCLASS, GETTCLASS = 40, 41, 42
-HTB_QDISC, HTB_ROOT_MINOR = 0x10000, 1
+ROOT_MINOR = 1
 TC_ROOT = 0xFFFFFFFF
 QUANTUM_BYTES = 65536  # a 64 KiB GSO frame: smaller quanta share unevenly
 TICK_NS = 64  # PSCHED_TICKS2NS(1), fixed in the kernel since 2.6.31 (/proc/net/psched)
@@ -29,9 +31,25 @@ _U32_MOST = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class HtbClass:
-    """A class as HTB is told it; `minor` and `parent` are numbers under major 1, 0 for HTB."""
+class HtbQdisc:
+    """An HTB qdisc: at a link's root, or inside a class of the one there (`parent`)."""
 
+    major: int
+    parent: int
+    default: int
+    classes: tuple[HtbClass, ...]
+
+    @property
+    def handle(self) -> int:
+        """Its number."""
+        return self.major << 16
+
+
+@dataclass(frozen=True, slots=True)
+class HtbClass:
+    """A class as HTB is told it; a `parent` of 0 is the qdisc itself."""
+
+    major: int
     minor: int
     parent: int
     rate_bytes_per_s: int
@@ -43,7 +61,17 @@ class HtbClass:
     @property
     def handle(self) -> int:
         """Its number, major and minor."""
-        return HTB_QDISC | self.minor
+        return self.major << 16 | self.minor
+
+    @property
+    def parent_handle(self) -> int:
+        """The number of the class or qdisc above it."""
+        return self.major << 16 | self.parent
+
+    @property
+    def is_inner_root(self) -> bool:
+        """Whether it is the second qdisc's root, which limits nothing."""
+        return self.major > 1 and self.minor == ROOT_MINOR
 
     @property
     def burst_ticks(self) -> int:
@@ -56,8 +84,8 @@ class HtbClass:
         return burst_ticks(self.cburst_bytes, self.ceil_bytes_per_s)
 
 
-def classes_of(step: Shape) -> list[HtbClass]:
-    """The classes of a shape, each after its parent.
+def qdiscs_of(step: Shape) -> list[HtbQdisc]:
+    """The qdisc of a shape, and the one inside its default class if there are such classes.
 
     A peak above the average holds to within a millisecond, or a full frame of a slow link.
 
@@ -67,21 +95,39 @@ def classes_of(step: Shape) -> list[HtbClass]:
     rate, burst = step.htb_rate_bytes_per_s, step.burst_bytes
     ceil = rate if step.ceil_bytes_per_s is None else step.ceil_bytes_per_s
     cburst = burst if ceil == rate else max(ceil // 1000, step.mtu + ETHERNET_HEADER_BYTES)
-    found = [HtbClass(HTB_ROOT_MINOR, 0, rate, ceil, burst, cburst, QUANTUM_BYTES)]
-    above, waiting = {HTB_ROOT_MINOR}, list(step.classes)
+    root = HtbClass(1, ROOT_MINOR, 0, rate, ceil, burst, cburst, QUANTUM_BYTES)
+    outer = [one for one in step.classes if one.major == 1]
+    found = [HtbQdisc(1, TC_ROOT, step.default, (root, *_from_above(outer)))]
+    inner = [one for one in step.classes if one.major != 1]
+    if inner:
+        root = replace(root, major=inner[0].major)
+        classes = (root, *_from_above(inner))
+        found.append(HtbQdisc(root.major, 1 << 16 | step.default, inner[0].minor, classes))
+    return found
+
+
+def classes_of(step: Shape) -> list[HtbClass]:
+    """All classes of a shape, each after its parent.
+
+    Raises:
+        ValueError: a class's parent is not one of the shape's classes.
+    """
+    return [one for qdisc in qdiscs_of(step) for one in qdisc.classes]
+
+
+def _from_above(classes: list[TrafficClass]) -> Iterator[HtbClass]:
+    above, waiting = {ROOT_MINOR}, classes
     while waiting:
         ready = [one for one in waiting if one.parent in above]
         if not ready:
             raise ValueError(f"HTB class {waiting[0].minor} stands under {waiting[0].parent}")
-        found += map(_class_of, ready)
+        for one in ready:
+            yield HtbClass(
+                one.major, one.minor, one.parent, one.rate_bytes_per_s, one.ceil_bytes_per_s,
+                one.burst_bytes, one.burst_bytes, one.quantum_bytes,
+            )  # fmt: skip
         above = {one.minor for one in ready}
         waiting = [one for one in waiting if one.minor not in above]
-    return found
-
-
-def _class_of(one: TrafficClass) -> HtbClass:
-    rate, ceil, burst = one.rate_bytes_per_s, one.ceil_bytes_per_s, one.burst_bytes
-    return HtbClass(one.minor, one.parent, rate, ceil, burst, burst, one.quantum_bytes)
 
 
 def burst_ticks(burst_bytes: int, rate_bytes_per_s: int) -> int:
@@ -91,24 +137,33 @@ def burst_ticks(burst_bytes: int, rate_bytes_per_s: int) -> int:
 
 def shape(step: Shape, index: int) -> list[bytearray]:
     """HTB at a link's root, then its classes."""
-    return [qdisc(step, index), *(rate_class(one, index) for one in classes_of(step))]
+    return [data for one in qdiscs_of(step) for data in create(one, index)]
+
+
+def create(one: HtbQdisc, index: int) -> Iterator[bytearray]:
+    """An HTB qdisc, then its classes."""
+    yield _qdisc().fill(index=index, handle=one.handle, parent=one.parent, default=one.default)
+    yield from (rate_class(each, index) for each in one.classes)
 
 
 @functools.cache
 def _qdisc() -> Template:
     slots = Slots()
-    fields = {"index": slots.u32("index"), "handle": HTB_QDISC, "parent": TC_ROOT}
     # Every packet that names no class goes to the default one, ARP too.
     init = {"version": 3, "rate2quantum": 10, "defcls": slots.u32("default")}
     attributes = [("TCA_KIND", "htb"), ("TCA_OPTIONS", {"attrs": [("TCA_HTB_INIT", init)]})]
     return Template(
-        tcmsg, NEWQDISC, ACK | CREATE | EXCLUSIVE, fields, attributes=attributes, slots=slots
+        tcmsg,
+        NEWQDISC,
+        ACK | CREATE | EXCLUSIVE,
+        _numbers(slots),
+        attributes=attributes,
+        slots=slots,
     )
 
 
-def qdisc(step: Shape, index: int) -> bytearray:
-    """HTB at a link's root, without classes."""
-    return _qdisc().fill(index=index, default=step.default)
+def _numbers(slots: Slots) -> dict[str, int]:
+    return {name: slots.u32(name) for name in ("index", "handle", "parent")}
 
 
 @functools.cache
@@ -129,13 +184,10 @@ def _rate_class(flags: int) -> Template:
         ("TCA_HTB_RATE64", slots.u64("rate64")),
         ("TCA_HTB_CEIL64", slots.u64("ceil64")),
     ]
-    fields = {
-        "index": slots.u32("index"),
-        "handle": slots.u32("handle"),
-        "parent": slots.u32("parent"),
-    }
     attributes = [("TCA_KIND", "htb"), ("TCA_OPTIONS", {"attrs": options})]
-    return Template(tcmsg, NEWTCLASS, ACK | flags, fields, attributes=attributes, slots=slots)
+    return Template(
+        tcmsg, NEWTCLASS, ACK | flags, _numbers(slots), attributes=attributes, slots=slots
+    )
 
 
 def rate_class(one: HtbClass, index: int, change: bool = False) -> bytearray:
@@ -143,7 +195,7 @@ def rate_class(one: HtbClass, index: int, change: bool = False) -> bytearray:
     return _rate_class(0 if change else CREATE | EXCLUSIVE).fill(
         index=index,
         handle=one.handle,
-        parent=HTB_QDISC | one.parent,
+        parent=one.parent_handle,
         rate=min(one.rate_bytes_per_s, _U32_MOST),
         rate64=one.rate_bytes_per_s,
         ceil=min(one.ceil_bytes_per_s, _U32_MOST),
@@ -169,13 +221,13 @@ def delete_class(handle: int, index: int) -> bytearray:
 @functools.cache
 def _delete_qdisc() -> Template:
     slots = Slots()
-    fields = {"index": slots.u32("index"), "parent": TC_ROOT}
+    fields = {"index": slots.u32("index"), "parent": slots.u32("parent")}
     return Template(tcmsg, DELQDISC, ACK, fields, slots=slots)
 
 
-def delete_qdisc(index: int) -> bytearray:
-    """Take a link's root qdisc away, with all its classes."""
-    return _delete_qdisc().fill(index=index)
+def delete_qdisc(index: int, parent: int = TC_ROOT) -> bytearray:
+    """Take a link's root qdisc away, or that inside a class, with all its classes."""
+    return _delete_qdisc().fill(index=index, parent=parent)
 
 
 @functools.cache

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from testbed.kernel import htb
 from testbed.kernel.netlink import Socket, table
 from testbed.kernel.template import DUMP, Template
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _TC = struct.Struct("=BxxxiIII")  # tcmsg: family, index, handle, parent, info
 _PARAMETERS = struct.Struct("=8xI8xIIII")  # tc_htb_opt: rate, ceil, buffer, cbuffer, quantum
@@ -43,14 +46,9 @@ class ClassFact(NamedTuple):
     dropped: int
     overlimits: int
 
-    @property
-    def minor(self) -> int:
-        """Its number under the qdisc's."""
-        return self.handle & 0xFFFF
-
 
 class QdiscFact(NamedTuple):
-    """A link's root qdisc; `default` is the minor of HTB's default class, None without HTB."""
+    """A qdisc; `default` is the minor of HTB's default class, None without HTB."""
 
     kind: str
     default: int | None
@@ -63,8 +61,8 @@ def _dump_qdiscs() -> Template:
     return Template(tcmsg, _GETQDISC, DUMP, {})
 
 
-def read_root_qdiscs(socket: Socket) -> dict[int, QdiscFact]:
-    """The root qdisc of every link in the socket's namespace, by ifindex.
+def read_qdiscs(socket: Socket) -> dict[tuple[int, int], QdiscFact]:
+    """The qdiscs in the socket's namespace by ifindex and parent: TC_ROOT, or a class.
 
     Raises:
         OSError, RefusedError: the kernel does not answer.
@@ -72,8 +70,7 @@ def read_root_qdiscs(socket: Socket) -> dict[int, QdiscFact]:
     found = {}
     for data, start, end in socket.dump(_dump_qdiscs().fill()):
         _, index, _, parent, _ = _TC.unpack_from(data, start)
-        if parent == htb.TC_ROOT:
-            found[index] = _qdisc(data, start, end)
+        found[index, parent] = _qdisc(data, start, end)
     return found
 
 
@@ -101,6 +98,15 @@ def read_classes(socket: Socket, index: int) -> tuple[ClassFact, ...]:
     """
     dump = socket.dump(htb.dump_classes(index))
     return tuple(_class(data, start, end) for data, start, end in dump)
+
+
+def by_minor(classes: Iterable[ClassFact]) -> dict[int, ClassFact]:
+    """Classes by their minor number; without the second qdisc's root, which has the first's."""
+    return {
+        one.handle & 0xFFFF: one
+        for one in classes
+        if one.handle >> 16 == 1 or one.parent != htb.TC_ROOT
+    }
 
 
 def _class(data: bytes, start: int, end: int) -> ClassFact:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from testbed.errors import KernelError
 from testbed.kernel import htb, netns
 from testbed.kernel.channels import Channels
-from testbed.kernel.htb_facts import ClassFact, QdiscFact, read_classes, read_root_qdiscs
+from testbed.kernel.htb_facts import ClassFact, QdiscFact, by_minor, read_classes, read_qdiscs
 from testbed.kernel.links import Link, read_links
 from testbed.kernel.netlink import RefusedError
 from testbed.plan.policies import Shape
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Observation:
     """A link at an instant: `link.counters` is set; `shape` is None if it has no HTB.
 
-    `shape` is the root class, through which all passes; `classes` are all classes by minor
-    number. `qdisc` counts what was dropped on the way to them, too.
+    `shape` is the root class, through which all passes; `classes` are the classes by
+    minor number. `qdisc` counts what was dropped on the way to them, too.
     """
 
     netns: str
@@ -69,8 +69,8 @@ def _observed(
     for link in links:
         if link.name in names:
             classes = _classes(channels, where, link) if link.name in shaped else {}
-            root = classes.get(htb.HTB_ROOT_MINOR)
-            yield Observation(where, link, root, classes, qdiscs.get(link.index))
+            root = classes.get(htb.ROOT_MINOR)
+            yield Observation(where, link, root, classes, qdiscs.get((link.index, htb.TC_ROOT)))
 
 
 def _links(channels: Channels, where: str) -> list[Link]:
@@ -80,9 +80,9 @@ def _links(channels: Channels, where: str) -> list[Link]:
         raise KernelError("read the links of", where, str(error)) from error
 
 
-def _qdiscs(channels: Channels, where: str) -> dict[int, QdiscFact]:
+def _qdiscs(channels: Channels, where: str) -> dict[tuple[int, int], QdiscFact]:
     try:
-        return read_root_qdiscs(channels.socket(where))
+        return read_qdiscs(channels.socket(where))
     except (OSError, RefusedError) as error:
         raise KernelError("read the qdiscs of", where, str(error)) from error
 
@@ -92,4 +92,4 @@ def _classes(channels: Channels, where: str, link: Link) -> dict[int, ClassFact]
         facts = read_classes(channels.socket(where), link.index)
     except (OSError, RefusedError) as error:
         raise KernelError("read the shape of", f"{link.name} in {where}", str(error)) from error
-    return {fact.minor: fact for fact in facts}
+    return by_minor(facts)

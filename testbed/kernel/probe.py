@@ -55,6 +55,24 @@ def probe() -> tuple[Capability, ...]:
     return (*_networking(), *_machine())
 
 
+def has_netem() -> bool:
+    """Whether the kernel has netem; without root it is taken to have none."""
+
+    def tried() -> bool:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        with Socket() as opened:
+            try:
+                _netem(opened)
+            except RefusedError:
+                return False
+            return True
+
+    try:
+        return netns.in_thread(lambda _: tried())
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Trial:
     name: str
@@ -164,7 +182,7 @@ def _clsact(opened: Socket) -> str:
 
 def _netem(opened: Socket) -> str:
     # An empty netem qdisc, with its fixed struct (latency, limit 1000, loss, gap, dup, jitter).
-    fields = {"index": 4, "handle": 0x20000, "parent": htb.TC_ROOT}
+    fields = {"index": messages.LOOPBACK_INDEX, "handle": 0x20000, "parent": htb.TC_ROOT}
     options = {"delay": 15625, "limit": 1000, "loss": 0, "gap": 0, "duplicate": 0, "jitter": 0}
     template = Template(
         tcmsg,

@@ -10,14 +10,17 @@ from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.refusals import describe, kernel_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from testbed.kernel.htb import HtbQdisc
     from testbed.plan.policies import Shape
 
 
 def reshape(socket: Socket, step: Shape, index: int) -> None:
     """Change, add and remove classes in place; what is queued in the others stays.
 
-    Only another default class, or a class that moves below another one, has the whole of it
-    made anew: HTB can't change those, and what is queued is lost.
+    Only with another default class, or where a class moves below another one, the qdisc is made
+    anew: HTB can't change those, and what is queued in it is lost.
 
     Args:
         socket: one of the shape's namespace.
@@ -28,39 +31,48 @@ def reshape(socket: Socket, step: Shape, index: int) -> None:
         KernelError: the kernel refused.
     """
     try:
-        qdisc = htb_facts.read_root_qdiscs(socket).get(index)
-        facts = {fact.handle: fact for fact in htb_facts.read_classes(socket, index)}
+        qdiscs = {
+            parent: fact
+            for (link, parent), fact in htb_facts.read_qdiscs(socket).items()
+            if link == index and fact.default is not None
+        }
+        classes = {fact.handle: fact.parent for fact in htb_facts.read_classes(socket, index)}
     except (OSError, RefusedError) as error:
         kind, target = describe(step)
         raise KernelError(f"read {kind}", target, str(error)) from error
-    parents = {one.handle: one.parent for one in htb.classes_of(step)}
-    there = {
-        handle: 0 if fact.parent == htb.TC_ROOT else fact.parent & 0xFFFF
-        for handle, fact in facts.items()
-    }
-    is_htb = qdisc is not None and qdisc.kind == "htb"
-    same_default = is_htb and qdisc is not None and qdisc.default == step.default
-    moved = any(parents.get(handle, parent) != parent for handle, parent in there.items())
-    if same_default and not moved:
-        sent = _changes(step, index, there)
-    else:
-        sent = [htb.delete_qdisc(index)] if is_htb else []
-        sent += htb.shape(step, index)
+    wanted = htb.qdiscs_of(step)
+    gone = set(qdiscs) - {one.parent for one in wanted}
+    sent = [htb.delete_qdisc(index, parent) for parent in gone]
+    anew = False
+    for one in wanted:
+        there = {handle: above for handle, above in classes.items() if handle >> 16 == one.major}
+        have = qdiscs.get(one.parent)
+        if anew or have is None or have.default != one.default or _moved(one, there):
+            if have is not None and not anew:
+                sent.append(htb.delete_qdisc(index, one.parent))
+            sent += htb.create(one, index)
+            anew = True  # what is inside went with it
+        else:
+            sent += _changes(one, there, index)
     refusal = socket.request(sent)
     if refusal is not None:
         raise kernel_error(step, refusal, "alter")
 
 
-def _changes(step: Shape, index: int, there: dict[int, int]) -> list[bytearray]:
-    """`there` are the handles of the link's classes and the minors of their parents."""
-    classes = htb.classes_of(step)
-    sent = [htb.rate_class(one, index) for one in classes if one.handle not in there]
-    going = set(there) - {one.handle for one in classes}
+def _moved(qdisc: HtbQdisc, there: dict[int, int]) -> bool:
+    above = {one.handle: one.parent_handle if one.parent else htb.TC_ROOT for one in qdisc.classes}
+    return any(above.get(handle, parent) != parent for handle, parent in there.items())
+
+
+def _changes(qdisc: HtbQdisc, there: dict[int, int], index: int) -> Iterator[bytearray]:
+    """What makes of the classes `there` (handles, with their parents') those of the qdisc."""
+    yield from (htb.rate_class(one, index) for one in qdisc.classes if one.handle not in there)
+    going = set(there) - {one.handle for one in qdisc.classes}
     while going:  # those without a class below them first
-        above = {htb.HTB_QDISC | there[handle] for handle in going}
-        last = going - above
-        sent += [htb.delete_class(handle, index) for handle in sorted(last)]
+        last = going - {there[handle] for handle in going}
+        yield from (htb.delete_class(handle, index) for handle in sorted(last))
         going -= last
     # Changed last: HTB takes a quantum for a leaf only, which one may have become just now.
-    sent += [htb.rate_class(one, index, change=True) for one in classes if one.handle in there]
-    return sent
+    for one in qdisc.classes:
+        if one.handle in there:
+            yield htb.rate_class(one, index, change=True)

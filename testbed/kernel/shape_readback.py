@@ -28,16 +28,18 @@ def compare_shapes(socket: Socket, steps: Sequence[Shape], indexes: Mapping[str,
         KernelError: something is missing or differs.
         OSError, RefusedError: the kernel does not answer.
     """
-    qdiscs = htb_facts.read_root_qdiscs(socket) if steps else {}
+    qdiscs = htb_facts.read_qdiscs(socket) if steps else {}
     for step in steps:
         index = indexes.get(step.dev)
         if index is None:
             raise differs(step, f"link {step.dev}", "one", "none of that name")
-        qdisc = qdiscs.get(index)
-        default = qdisc.default if qdisc else None
-        if default != step.default:
-            found = "no HTB" if default is None else f"{default:#x}"
-            raise differs(step, f"HTB default class of {step.dev}", f"{step.default:#x}", found)
+        for wanted in htb.qdiscs_of(step):
+            have = qdiscs.get((index, wanted.parent))
+            default = have.default if have else None
+            if default != wanted.default:
+                what = f"HTB default class of {step.dev}"
+                found = "no HTB" if default is None else f"{default:#x}"
+                raise differs(step, what, f"{wanted.default:#x}", found)
         _compare_classes(step, htb_facts.read_classes(socket, index))
 
 
@@ -47,16 +49,15 @@ def _compare_classes(step: Shape, facts: Sequence[ClassFact]) -> None:
     if wanted != sorted(found):
         names = [", ".join(map(_name, sorted(handles))) for handles in (wanted, found)]
         raise differs(step, f"HTB classes of {step.dev}", names[0], names[1] or "none")
-    inner = {one.parent for one in classes}
+    inner = {one.parent_handle for one in classes}
     for one in classes:
-        _compare_class(step, one, found[one.handle], is_leaf=one.minor not in inner)
+        _compare_class(step, one, found[one.handle], is_leaf=one.handle not in inner)
 
 
 def _compare_class(step: Shape, one: HtbClass, fact: ClassFact, *, is_leaf: bool) -> None:
-    parent = htb.HTB_QDISC | one.parent if one.parent else htb.TC_ROOT
-    name = "" if one.minor == htb.HTB_ROOT_MINOR else f" of class {_name(one.handle)}"
+    name = "" if len(step.classes) == 0 else f" of class {_name(one.handle)}"
     for what, want, have in (
-        ("parent", parent, fact.parent),
+        ("parent", one.parent_handle if one.parent else htb.TC_ROOT, fact.parent),
         ("rate in bytes/s", one.rate_bytes_per_s, fact.rate),
         ("ceil in bytes/s", one.ceil_bytes_per_s, fact.ceil),
         ("burst in ticks of 64 ns", one.burst_ticks, fact.burst),

@@ -134,6 +134,13 @@ def test_classes_are_made_under_their_parents_whatever_their_order():
     )
     assert parameters["buffer"] == htb.burst_ticks(20_000, rate)
     assert parameters["cbuffer"] == htb.burst_ticks(20_000, 4 * rate)
+    inside = (TrafficClass(0x8000, "others", rate, rate, 65536, 20_000, major=2),)
+    *_, lower, root, other = [
+        decoded(tcmsg, data) for data in htb.shape(replace(step, classes=step.classes + inside), 3)
+    ]
+    assert (lower["parent"], lower["handle"]) == (0x1000C, 0x20000)
+    assert lower.get_attr("TCA_OPTIONS").get_attr("TCA_HTB_INIT")["defcls"] == 0x8000
+    assert (root["parent"], root["handle"], other["parent"]) == (0x20000, 0x20001, 0x20001)
     with pytest.raises(ValueError, match="class 12 stands under 10"):
         htb.shape(replace(step, classes=(below,)), 3)
 
