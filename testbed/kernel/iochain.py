@@ -1,0 +1,162 @@
+"""A port's IOChain compiled: the stages of one direction become one eBPF program.
+
+A program passes a frame with TC_ACT_UNSPEC, so that later filters (captures) see it too.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from testbed.kernel import chain_marking, chain_queues, chain_stages
+from testbed.kernel.assembler import (
+    R0,
+    R1,
+    R2,
+    R3,
+    R8,
+    Code,
+    Label,
+    Line,
+    assemble,
+    atomic_add,
+    compute,
+    jump,
+    jump_if,
+    leave,
+    load,
+    set_cell,
+    store,
+)
+from testbed.kernel.chain_cells import INCOMING, OUTGOING, dropped_at, passed_at
+from testbed.kernel.chain_headers import (
+    FRAME,
+    GSO_SEGMENTS,
+    LENGTH,
+    MARK,
+    Labels,
+    Scope,
+    train_headers,
+)
+from testbed.kernel.chain_stages import PORT
+from testbed.plan import stages
+from testbed.plan.stages import Classify, Team
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from testbed.plan.policies import Chain
+    from testbed.plan.stages import Stage
+
+TC_ACT_UNSPEC, TC_ACT_SHOT = -1, 2
+PROGRAM_NAMES = {INCOMING: "iochain_in", OUTGOING: "iochain_out"}
+
+
+def stages_of(step: Chain, direction: int) -> tuple[Stage, ...]:
+    """The stages of one direction."""
+    return step.incoming if direction == INCOMING else step.outgoing
+
+
+def directions_of(step: Chain) -> tuple[int, ...]:
+    """The directions that have a program: those with stages; of a virtual switch's port both.
+
+    The latter's also count all that its port passes, and keep the switch's set of addresses.
+    """
+    return tuple(
+        direction for direction in (INCOMING, OUTGOING) if step.switch or stages_of(step, direction)
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def compile_stages(chain: tuple[Stage, ...], direction: int) -> Code:
+    """The program of one direction, to be linked.
+
+    Its symbols are PORT (the port's map), SWITCH (the switch's, if `Arrive` looks into it) and
+    the names of the devices that `Mirror` stages send to (their ifindexes).
+
+    Raises:
+        KeyError: one of them is no stage.
+    """
+    return assemble(_program(chain, direction))
+
+
+def _writers() -> dict[type[Stage], Callable[[Any, Scope], Iterator[Line]]]:
+    """Which function writes a kind of stage."""
+    return {
+        stages.Tag: chain_stages.tag,
+        stages.Untag: chain_stages.untag,
+        stages.Carry: chain_stages.carry,
+        stages.ForgedTransmits: chain_stages.forged_transmits,
+        stages.MacChanges: chain_stages.mac_changes,
+        stages.Mirror: chain_stages.mirror,
+        stages.Marking: chain_marking.marking,
+        stages.Classify: chain_stages.classify,
+        stages.Team: chain_stages.team,
+        stages.Arrive: chain_stages.arrive,
+        stages.Leave: chain_stages.leave_by,
+        stages.Queue: chain_queues.queue,
+        stages.QueueByCos: chain_queues.queue_by_cos,
+        stages.QueueByDscp: chain_queues.queue_by_dscp,
+        stages.MaxSize: chain_queues.max_size,
+        stages.Lose: chain_queues.lose,
+    }
+
+
+def _program(chain: tuple[Stage, ...], direction: int) -> Iterator[Line]:
+    labels = Labels()
+    writers = _writers()
+    drops: dict[str, str] = {}
+    yield compute(FRAME, "=", R1)
+    if direction == INCOMING and any(isinstance(one, Classify | Team) for one in chain):
+        yield from _clear_mark()  # a vmk's wire lies in one namespace: the sender's mark comes too
+    for stage in chain:
+        drop = drops.setdefault(stage.kind, f"drop {stage.kind}")
+        yield from writers[type(stage)](stage, Scope(direction, drop, labels))
+    if direction == OUTGOING and any(isinstance(one, Team) for one in chain):
+        yield from _clear_mark()  # and the receiver's stack must not take it for its own
+    yield from _count_passed(direction, labels)
+    yield compute(R0, "=", TC_ACT_UNSPEC)
+    yield leave()
+    for kind, drop in drops.items():
+        yield Label(drop)
+        yield set_cell(R1, PORT, dropped_at(direction, kind))
+        yield jump("dropped")
+    if drops:
+        yield Label("dropped")
+        yield from _packets(labels)
+        yield atomic_add(R1, 0, R2)
+        yield compute(R0, "=", TC_ACT_SHOT)
+        yield leave()
+
+
+def _clear_mark() -> Iterator[Line]:
+    yield compute(R1, "=", 0)
+    yield store(4, FRAME, MARK, R1)
+
+
+def _packets(labels: Labels) -> Iterator[Line]:
+    """R2 is how many packets the frame is: more than one if it is a train."""
+    train = labels.new("train")
+    yield load(4, R2, FRAME, GSO_SEGMENTS)
+    yield jump_if(R2, "!=", 0, train)
+    yield compute(R2, "=", 1)
+    yield Label(train)
+
+
+def _count_passed(direction: int, labels: Labels) -> Iterator[Line]:
+    """Count packets and bytes; a train has its headers once, its packets each have them."""
+    count = labels.new("count")
+    yield compute(R8, "=", 0)
+    yield load(4, R1, FRAME, GSO_SEGMENTS)
+    yield jump_if(R1, "<=", 1, count)
+    yield from train_headers(labels)
+    yield Label(count)
+    yield from _packets(labels)
+    yield compute(R3, "=", R2)
+    yield compute(R3, "-=", 1)
+    yield compute(R3, "*=", R8)
+    yield load(4, R1, FRAME, LENGTH)
+    yield compute(R3, "+=", R1)
+    yield set_cell(R1, PORT, passed_at(direction))
+    yield atomic_add(R1, 0, R2)
+    yield atomic_add(R1, 8, R3)
