@@ -81,8 +81,10 @@ def set_symbol(destination: Register, symbol: str) -> Instruction:
     return Instruction(_ALU64 | OPERATIONS["="], destination, symbol=symbol)
 
 
-def set_wide(destination: Register, value: int) -> Instruction:
-    """A number of 64 bits."""
+def set_wide(destination: Register, value: int | str) -> Instruction:
+    """A number of 64 bits, or the symbol of one."""
+    if isinstance(value, str):
+        return Instruction(_WIDE, destination, symbol=value)
     return Instruction(_WIDE, destination, immediate=value)
 
 
@@ -143,7 +145,7 @@ def leave() -> Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Encoded instructions; `symbols` says which immediates wait for a value (byte, name)."""
+    """Encoded instructions; `symbols` says which of them wait for a value (byte, name)."""
 
     data: bytes
     symbols: tuple[tuple[int, str], ...]
@@ -156,7 +158,10 @@ class Code:
         """
         linked = bytearray(self.data)
         for at, symbol in self.symbols:
-            struct.pack_into("<i", linked, at, values[symbol])
+            low, high = _halves(values[symbol])
+            struct.pack_into("<i", linked, at + _IMMEDIATE_AT, low)
+            if (linked[at], linked[at + 1] >> 4) == (_WIDE, 0):  # not a map's descriptor
+                struct.pack_into("<i", linked, at + INSTRUCTION_BYTES + _IMMEDIATE_AT, high)
         return bytes(linked)
 
 
@@ -185,7 +190,7 @@ def assemble(lines: Iterable[Line]) -> Code:
     for number, one in enumerate(instructions):
         if number in kept:
             if one.symbol:
-                symbols.append((len(data) + _IMMEDIATE_AT, one.symbol))
+                symbols.append((len(data), one.symbol))
             offset = slots[labels[one.target]] - slots[number] - 1 if one.target else one.offset
             data += _encode(one, offset)
     return Code(bytes(data), tuple(symbols))
@@ -209,11 +214,16 @@ def _reached(instructions: Sequence[Instruction], labels: Mapping[str, int]) -> 
     return found
 
 
+def _halves(value: int) -> tuple[int, int]:
+    low, high = struct.unpack("<ii", struct.pack("<Q", value))
+    return low, high
+
+
 def _encode(one: Instruction, offset: int) -> bytes:
     registers = one.destination | one.source << 4
     if one.opcode != _WIDE:
         return _INSTRUCTION.pack(one.opcode, registers, offset, one.immediate)
-    low, high = struct.unpack("<ii", struct.pack("<Q", one.immediate))
+    low, high = _halves(one.immediate)
     return _INSTRUCTION.pack(_WIDE, registers, 0, low) + _INSTRUCTION.pack(0, 0, 0, high)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import hashlib
 import os
 import platform
 import struct
@@ -33,6 +34,8 @@ _QUESTION = struct.Struct("=IIQ")  # descriptor, length and address of the answe
 _PROGRAM_INFO = struct.Struct("=4xI8s32xIIQ16s")  # id, tag, (user), number of maps, maps, name
 _MAP_INFO = struct.Struct("=4xIIII4x16s")  # id, key, value, entries, name
 _MOST_MAPS = 16
+_TAG_BYTES = 8
+_LOAD_WIDE = 0x18
 _LOG_BYTES = 1 << 20
 _LOG_LINES = 40  # the end of the verifier's log is what says why
 _REMEDIES = {
@@ -199,6 +202,20 @@ def bind_map(program_fd: int, map_fd: int) -> None:
     """
     with suppress(FileExistsError):  # the program uses it anyway
         _bpf(_BIND_MAP, struct.pack("=III", program_fd, map_fd, 0))
+
+
+def tags(code: bytes) -> tuple[bytes, bytes]:
+    """The tag that kernels give to a program: since 6.18, and before.
+
+    It is a hash of the instructions, without which map they use, and where in it.
+    """
+    bare = bytearray(code)
+    for at in range(0, len(bare), 8):
+        if bare[at] == _LOAD_WIDE and bare[at + 1] >> 4:  # a map's: 4 bytes in both halves
+            bare[at + 4 : at + 8] = bare[at + 12 : at + 16] = bytes(4)
+    digests = hashlib.sha256(bare), hashlib.sha1(bare, usedforsecurity=False)
+    newer, older = (digest.digest()[:_TAG_BYTES] for digest in digests)
+    return newer, older
 
 
 @dataclass(frozen=True, slots=True)

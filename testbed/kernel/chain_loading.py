@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import bpf, chain_filters, messages
+from testbed.kernel import bpf, chain_filters, iochain, messages
 from testbed.kernel.chain_cells import (
     PORT_MAP,
     SWITCH_MAP,
@@ -19,7 +19,7 @@ from testbed.kernel.chain_cells import (
 )
 from testbed.kernel.chain_ports import open_map
 from testbed.kernel.chain_stages import PORT, SWITCH
-from testbed.kernel.iochain import PROGRAM_NAMES, compile_stages, directions_of, stages_of
+from testbed.kernel.iochain import PROGRAM_NAMES, directions_of
 from testbed.kernel.links import read_links
 from testbed.kernel.netlink import RefusedError
 from testbed.kernel.refusals import kernel_error
@@ -108,7 +108,7 @@ class Loading:
             self._listings.append((step, element))
 
     def _program(self, step: Chain, direction: int, values: Mapping[str, int]) -> int:
-        code = compile_stages(stages_of(step, direction), direction).link(values)
+        code = iochain.program(step, direction, values)
         fd = bpf.load_program(PROGRAM_NAMES[direction], code, target_of(step))
         self._closing.callback(os.close, fd)
         return fd

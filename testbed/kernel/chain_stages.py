@@ -1,6 +1,7 @@
 """VLANs, security and teaming as instructions: the stages of ports and of virtual switches.
 
 A stage lets a frame go on by falling through, and drops it by a jump to the label it is given.
+MAC addresses and the devices of mirrors are symbols.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def carry(stage: stages.Carry, scope: Scope) -> Iterator[Line]:
 def forged_transmits(stage: stages.ForgedTransmits, scope: Scope) -> Iterator[Line]:
     """Compare the source address: `bpf_skb_load_bytes`."""
     yield from _read_mac(SOURCE_AT)
-    yield set_wide(R2, _mac_number(stage.mac))
+    yield set_wide(R2, stage.mac)
     yield jump_if(R1, "!=", R2, scope.drop)
 
 
@@ -102,7 +103,7 @@ def mac_changes(stage: stages.MacChanges, scope: Scope) -> Iterator[Line]:
     meant = scope.labels.new("meant")
     yield from _read_mac(DESTINATION_AT)
     yield jump_if(R1, "&", 1, meant)  # the group bit: multicast and broadcast
-    yield set_wide(R2, _mac_number(stage.mac))
+    yield set_wide(R2, stage.mac)
     yield jump_if(R1, "!=", R2, scope.drop)
     yield Label(meant)
 
@@ -112,7 +113,7 @@ def mirror(stage: stages.Mirror, scope: Scope) -> Iterator[Line]:
     done = scope.labels.new("mirrored")
     yield from _read_mac(DESTINATION_AT)
     yield jump_if(R1, "&", 1, done)  # the bridge floods these anyway
-    yield set_wide(R2, _mac_number(stage.mac))
+    yield set_wide(R2, stage.mac)
     yield jump_if(R1, "==", R2, done)
     yield compute(R1, "=", FRAME)
     yield set_symbol(R2, stage.dev)
@@ -190,7 +191,3 @@ def _read_mac(at: int) -> Iterator[Line]:
     yield store(8, R10, SCRATCH, 0)
     yield from read(at, SCRATCH, MAC_BYTES)
     yield load(8, R1, R10, SCRATCH)
-
-
-def _mac_number(mac: str) -> int:
-    return int.from_bytes(bytes.fromhex(mac.replace(":", "")), "little")

@@ -5,6 +5,7 @@ A program passes a frame with TC_ACT_UNSPEC, so that later filters (captures) se
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,12 @@ from testbed.kernel.chain_headers import (
     train_headers,
 )
 from testbed.kernel.chain_stages import PORT
+from testbed.kernel.messages import packed_mac
 from testbed.plan import stages
-from testbed.plan.stages import Classify, Team
+from testbed.plan.stages import Classify, ForgedTransmits, MacChanges, Mirror, Team
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from testbed.plan.policies import Chain
     from testbed.plan.stages import Stage
@@ -67,12 +69,39 @@ def directions_of(step: Chain) -> tuple[int, ...]:
     )
 
 
+def program(step: Chain, direction: int, values: Mapping[str, int]) -> bytes:
+    """The instructions of one direction of a port's chain.
+
+    Args:
+        step: the chain.
+        direction: INCOMING or OUTGOING.
+        values: descriptors of the port's map (PORT) and the switch's (SWITCH, where `Arrive`
+            looks into it), and the ifindexes of the devices that `Mirror` stages send to.
+
+    Raises:
+        KeyError: a value is missing.
+    """
+    chain, macs = _without_macs(stages_of(step, direction))
+    return compile_stages(chain, direction).link({**values, **macs})
+
+
+def _without_macs(chain: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], dict[str, int]]:
+    """A chain with symbols for MAC addresses: many ports' differ in these alone."""
+    found: list[Stage] = []
+    values = {}
+    for number, stage in enumerate(chain):
+        if isinstance(stage, ForgedTransmits | MacChanges | Mirror):
+            symbol = f"mac {number}"
+            values[symbol] = int.from_bytes(packed_mac(stage.mac), "little")
+            found.append(dataclasses.replace(stage, mac=symbol))
+        else:
+            found.append(stage)
+    return tuple(found), values
+
+
 @functools.lru_cache(maxsize=512)
 def compile_stages(chain: tuple[Stage, ...], direction: int) -> Code:
-    """The program of one direction, to be linked.
-
-    Its symbols are PORT (the port's map), SWITCH (the switch's, if `Arrive` looks into it) and
-    the names of the devices that `Mirror` stages send to (their ifindexes).
+    """Stages compiled, to be linked; symbols beside those of `program` are MAC addresses.
 
     Raises:
         KeyError: one of them is no stage.
