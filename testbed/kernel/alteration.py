@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from testbed.errors import KernelError
-from testbed.kernel import messages, netns, readback, routing, sysctl
+from testbed.kernel import chains, messages, netns, readback, routing, sysctl
 from testbed.kernel.channels import Channels
+from testbed.kernel.fittings import qdiscs
 from testbed.kernel.offloads import set_offloads
 from testbed.kernel.refusals import kernel_error
 from testbed.kernel.reshaping import reshape
@@ -17,8 +18,8 @@ from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, R
 def alter(old: KernelStep, new: KernelStep) -> None:
     """Change one step of a running lab in place, and read it back.
 
-    A shape's rate and burst; MTU, alias, bridge and receiving CPU of links; a route's gateway
-    and source; a namespace's sysctls. On failure the old values are put back.
+    A shape's classes, a chain, a delay, offloads; MTU, alias, bridge and receiving CPU of links;
+    a route's gateway and source; a namespace's sysctls. On failure the old values are put back.
 
     Raises:
         KernelError: the kernel refused, did not keep it, or the two are not the same object.
@@ -32,20 +33,24 @@ def alter(old: KernelStep, new: KernelStep) -> None:
 
 def _alter(old: KernelStep, new: KernelStep) -> None:
     with Channels() as channels, ExitStack() as undoing:
-        undoing.callback(_set, channels, old)
-        _set(channels, new)
+        undoing.callback(_set, channels, new, old)
+        _set(channels, old, new)
         readback.compare(channels, (new,))
         undoing.pop_all()
 
 
-def _set(channels: Channels, step: KernelStep) -> None:
+def _set(channels: Channels, old: KernelStep, step: KernelStep) -> None:
     match step:
+        case Chain():
+            assert isinstance(old, Chain)
+            chains.replace(channels, old, step)
         case Shape():
             reshape(channels.socket(step.netns), step, channels.index(step.netns, step.dev))
         case Offloads():
             set_offloads(channels, step)
-        case Chain() | Netem():
-            raise NotImplementedError
+        case Netem():
+            index = channels.index(step.netns, step.dev)
+            _send(channels, step, step.netns, qdiscs(step, index)[0])
         case _:
             _set_link_or_route(channels, step)
 
@@ -71,9 +76,13 @@ def _set_link_or_route(
         case Address() | Rule():
             pass  # their keys say all there is
     for where, data in sent:
-        refusal = channels.socket(where).request((data,))
-        if refusal is not None:
-            raise kernel_error(step, refusal, "alter")
+        _send(channels, step, where, data)
+
+
+def _send(channels: Channels, step: KernelStep, where: str, data: bytearray) -> None:
+    refusal = channels.socket(where).request((data,))
+    if refusal is not None:
+        raise kernel_error(step, refusal, "alter")
 
 
 def _configured(channels: Channels, end: End) -> bytearray:

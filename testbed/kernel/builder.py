@@ -7,18 +7,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from testbed.kernel import htb, messages, netns, readback, routing, sysctl
+from testbed.kernel import messages, netns, readback, routing, sysctl
+from testbed.kernel.chains import attach_all
 from testbed.kernel.channels import Channels
+from testbed.kernel.fittings import Fittings, qdiscs
 from testbed.kernel.offloads import set_offloads
 from testbed.kernel.port_closing import close_ports
 from testbed.kernel.refusals import kernel_error
 from testbed.kernel.undo import remove, undo
-from testbed.plan.policies import Offloads, Shape
+from testbed.plan.policies import Chain, Offloads
 from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Veth
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
+
+    from testbed.kernel.fittings import Fitting
+    from testbed.plan.policies import Netem, Shape
 
 
 _PORT_DEFAULTS = (False, True, True)  # isolated, learning, flooding: the kernel's own
@@ -51,9 +56,8 @@ def build(
 ) -> Built:
     """Carry out steps, read everything back, and on any failure or interrupt undo them all.
 
-    Steps may stand on namespaces and links of earlier builds. A shape is put on while its
-    wire is still down, which spares the kernel a grace period: a shaped link comes up with
-    the shape, or with its wire when both are in one batch.
+    Steps may stand on namespaces and links of earlier builds. Shapes, delays and chains are
+    put on while their wire is still down, which spares the kernel a grace period for each.
 
     Args:
         steps: in an order in which each follows what it needs.
@@ -85,7 +89,7 @@ def _build(
     stop: threading.Event,
 ) -> Built:
     with Channels() as channels, ExitStack() as undoing:
-        work = _Work(channels, {(s.netns, s.dev): s for s in steps if isinstance(s, Shape)})
+        work = _Work(channels, Fittings(steps))
         undoing.callback(lambda: undo(channels, work.made))
         for start in range(0, len(steps), batch):
             chunk = steps[start : start + batch]
@@ -103,10 +107,9 @@ def _build(
 
 
 class _Work:
-    def __init__(self, channels: Channels, shapes: dict[tuple[str, str], Shape]) -> None:
+    def __init__(self, channels: Channels, fittings: Fittings) -> None:
         self._channels = channels
-        self._shapes = shapes
-        self._shaped: set[str] = set()  # keys of shapes that were put on with their wire
+        self._fittings = fittings
         self._ends: list[End] = []
         self._prepared = False
         self.made: list[KernelStep] = []
@@ -122,7 +125,7 @@ class _Work:
         veths = [step for step in chunk if isinstance(step, Veth)]
         self._send_veths(veths)
         self._send(self._queue_lengths(veths))  # before HTB, whose queues take it over
-        self._send(self._shapes_of(chunk, veths))
+        self._fit(self._fittings.due(chunk))
         self._send(self._ends_of(veths))
         for step in chunk:
             if isinstance(step, Offloads):
@@ -148,7 +151,9 @@ class _Work:
     def _bridges(self, steps: Sequence[Bridge]) -> Iterator[tuple[str, _Message]]:
         for step in steps:
             index = self._channels.choose_index(step.netns, step.name)
-            made = messages.create_bridge(index, step.name, step.mtu, step.mac)
+            made = messages.create_bridge(
+                index, step.name, step.mtu, step.mac, remembers=step.remembers
+            )
             yield step.netns, _Message(made, step, makes=True)
             data = messages.configure(index, step.mtu, alias=step.alias)
             yield step.netns, _Message(data, step)
@@ -179,31 +184,33 @@ class _Work:
                     index = self._channels.index(end.netns, end.name)
                     yield end.netns, _Message(messages.queue_length(index, end.queue_frames), step)
 
-    def _shapes_of(
-        self, chunk: Sequence[KernelStep], veths: Sequence[Veth]
-    ) -> Iterator[tuple[str, _Message]]:
-        ends = [(end.netns, end.name) for veth in veths for end in (veth.a, veth.b)]
-        wanted = [self._shapes[end] for end in ends if end in self._shapes]
-        wanted += [step for step in chunk if isinstance(step, Shape)]
-        for step in wanted:
-            if step.key not in self._shaped:
-                self._shaped.add(step.key)
-                index = self._channels.index(step.netns, step.dev)
-                for n, data in enumerate(htb.shape(step, index)):
-                    yield step.netns, _Message(data, step, makes=n == 0)
+    def _fit(self, steps: Sequence[Fitting]) -> None:
+        self._send(self._qdiscs([step for step in steps if not isinstance(step, Chain)]))
+        chains = [step for step in steps if isinstance(step, Chain)]
+        if chains:
+            attach_all(self._channels, chains)
+            self.made += chains
+
+    def _qdiscs(self, steps: Sequence[Shape | Netem]) -> Iterator[tuple[str, _Message]]:
+        for step in steps:
+            index = self._channels.index(step.netns, step.dev)
+            for n, data in enumerate(qdiscs(step, index)):
+                yield step.netns, _Message(data, step, makes=n == 0)
 
     def _ends_of(self, steps: Sequence[Veth]) -> Iterator[tuple[str, _Message]]:
         for step in steps:
             for end in (step.a, step.b):
                 index = self._channels.index(end.netns, end.name)
                 master = self._channels.index(end.netns, end.master) if end.master else 0
-                up = end.forwarding
+                has_policy = (end.isolated, end.learning, end.flooding) != _PORT_DEFAULTS
+                up = end.forwarding and not has_policy
                 data = messages.configure(index, end.mtu, master, end.alias, up)
                 yield end.netns, _Message(data, step)
-                if (end.isolated, end.learning, end.flooding) != _PORT_DEFAULTS:
+                if has_policy:
                     yield end.netns, _Message(messages.port_policy(index, end), step)
-                if not end.forwarding:  # barred before it is up: it must not close a loop
+                if not end.forwarding:
                     yield end.netns, _Message(messages.port_flags(index, False), step)
+                if not up:  # only now, or it might close a loop
                     yield end.netns, _Message(messages.set_up(index), step)
 
     def _enable_ipv6(self, steps: Sequence[Address]) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NEWQDISC, DELQDISC = 36, 37
 NEWTCLASS, DELTCLASS, GETTCLASS = 40, 41, 42
-ROOT_MINOR = 1
+ROOT_MINOR, ROOT_CLASS = 1, 0x10001
 TC_ROOT = 0xFFFFFFFF
 QUANTUM_BYTES = 65536  # a 64 KiB GSO frame: smaller quanta share unevenly
 TICK_NS = 64  # PSCHED_TICKS2NS(1), fixed in the kernel since 2.6.31 (/proc/net/psched)

@@ -25,6 +25,7 @@ BR_STATE_LISTENING, BR_STATE_FORWARDING = 1, 3
 _IFLA_IFALIAS = 20
 _IFLA_EXT_MASK_SKIP_STATS = 1 << 3
 _AGEING_DEFAULT = 300 * 100  # hundredths of a second, as the kernel has it
+_AGEING_YEAR = 365 * 86400 * 100  # 32 bits hold 497 days
 
 
 def packed_mac(mac: str | None) -> bytes:
@@ -58,14 +59,16 @@ def _bridge() -> Template:
     )
 
 
-def create_bridge(index: int, name: str, mtu: int, mac: str | None) -> bytearray:
+def create_bridge(
+    index: int, name: str, mtu: int, mac: str | None, *, remembers: bool = False
+) -> bytearray:
     """A bridge without spanning tree and multicast snooping, down."""
     # An MTU that differs from the one that `configure` sets: only a change marks it as the
     # user's own, and without the mark every new port pulls the bridge's MTU down to its own.
     #
     # A VM's NIC (it has a MAC) learns nothing: once replugged it would go on sending to
     # where it had learned its peers, the wire of the host that the VM has left.
-    ageing = _AGEING_DEFAULT if mac is None else 0
+    ageing = 0 if mac is not None else _AGEING_YEAR if remembers else _AGEING_DEFAULT
     return _bridge().fill(
         index=index, name=name.encode(), mtu=mtu ^ 1, mac=packed_mac(mac), ageing=ageing
     )

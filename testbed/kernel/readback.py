@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import facts, netns, routing, sysctl
+from testbed.kernel import chains, facts, netns, routing, sysctl
 from testbed.kernel.channels import Channels
 from testbed.kernel.links import Link, PortSettings, port_settings, read_links
 from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.offloads import check_offloads
+from testbed.kernel.qdisc_readback import compare_netems, compare_shapes
 from testbed.kernel.refusals import differs
-from testbed.kernel.shape_readback import compare_shapes
 from testbed.plan.policies import Chain, Netem, Offloads, Shape
 from testbed.plan.steps import Address, Bridge, End, KernelStep, Netns, Route, Rule, Veth
 
@@ -26,6 +26,7 @@ _RUNNING_DEADLINE_NS = 5 * 10**9  # a veth is operational within ms of its two e
 # What `routing.rule` and `messages.create_bridge` ask for, written down a second time on purpose.
 _RULE_PRIORITY, _TO_TABLE = 1000, 1
 _AGEING = 300 * 100
+_REMEMBERED = 365 * 24 * 3600 * 100
 _QUEUE_FRAMES = 1000  # DEFAULT_TX_QUEUE_LEN, the kernel's own for Ethernet links
 
 
@@ -97,11 +98,14 @@ def compare(channels: Channels, steps: Sequence[KernelStep]) -> None:
             _compare_rules(socket, wanted.rules)
             indexes = {link.name: link.index for link in links.values()}
             compare_shapes(socket, wanted.shapes, indexes)
+            compare_netems(socket, wanted.netems, indexes)
         except (OSError, RefusedError) as error:
             cause = error.cause if isinstance(error, RefusedError) else str(error)
             raise KernelError("read back", where, cause) from error
         for offloads in wanted.offloads:
             check_offloads(channels, offloads)
+        for chain in wanted.chains:
+            chains.check(channels, chain)
 
 
 def _by_netns(steps: Sequence[KernelStep]) -> dict[str, _Wanted]:
@@ -180,12 +184,18 @@ def _compare_bridges(
             raise differs(step, f"kind of {step.name}", "bridge", "another")
         for what, want, value in (
             ("spanning tree", 0, have.stp),
-            ("ageing in 1/100 s", _AGEING if step.mac is None else 0, have.ageing),
+            ("ageing in 1/100 s", _ageing(step), have.ageing),
             ("multicast snooping", 0, have.multicast_snooping),
             ("forward delay in 1/100 s", 0, have.forward_delay),
         ):
             if want != value:
                 raise differs(step, f"{what} of {step.name}", want, value)
+
+
+def _ageing(step: Bridge) -> int:
+    if step.mac is not None:
+        return 0
+    return _REMEMBERED if step.remembers else _AGEING
 
 
 def _index(step: KernelStep, dev: str, links: dict[str, Link]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import htb, messages, netns, routing
+from testbed.kernel import chains, htb, messages, netns, routing
 from testbed.kernel.channels import Channels
 from testbed.kernel.offloads import set_offloads
 from testbed.kernel.refusals import kernel_error
@@ -80,8 +80,8 @@ def _place(step: KernelStep, going: set[str], there: set[str]) -> tuple[str, str
 
 
 def _undo_one(channels: Channels, step: KernelStep, where: str, link: str) -> KernelError | None:
-    if isinstance(step, Offloads):
-        return _reset_offloads(channels, step)
+    if isinstance(step, Offloads | Chain):
+        return _take_off(channels, step)
     try:
         data = _message(channels, step, where, link)
     except KernelError:
@@ -97,13 +97,16 @@ def _undo_one(channels: Channels, step: KernelStep, where: str, link: str) -> Ke
     return kernel_error(step, refusal, "remove")
 
 
-def _reset_offloads(channels: Channels, step: Offloads) -> KernelError | None:
+def _take_off(channels: Channels, step: Offloads | Chain) -> KernelError | None:
     try:
         channels.index(step.netns, step.dev)
     except KernelError:
         return None  # its link is gone
     try:
-        set_offloads(channels, replace(step, segmentation=True, checksum=True))
+        if isinstance(step, Chain):
+            chains.detach(channels, step)
+        else:
+            set_offloads(channels, replace(step, segmentation=True, checksum=True))
     except KernelError as error:
         return error
     return None

@@ -37,7 +37,7 @@ def alterable(old: Step, new: Step) -> bool:
         ):
             return type(old) is type(new)
         case Bridge(), Bridge():
-            return old.mac == new.mac
+            return (old.mac, old.remembers) == (new.mac, new.remembers)
         case Veth(), Veth():
             return (_fixed(old.a), _fixed(old.b)) == (_fixed(new.a), _fixed(new.b))
         case _:

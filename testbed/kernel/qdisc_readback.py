@@ -1,10 +1,11 @@
-"""HTB as the kernel has it, beside what the shapes say."""
+"""HTB and netem as the kernel has them, beside what the steps say."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from testbed.kernel import htb, htb_facts
+from testbed.kernel import htb, htb_facts, netem
 from testbed.kernel.refusals import differs
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from testbed.kernel.htb import HtbClass
     from testbed.kernel.htb_facts import ClassFact
     from testbed.kernel.netlink import Socket
-    from testbed.plan.policies import Shape
+    from testbed.plan.policies import Netem, Shape
 
 
 def compare_shapes(socket: Socket, steps: Sequence[Shape], indexes: Mapping[str, int]) -> None:
@@ -30,9 +31,7 @@ def compare_shapes(socket: Socket, steps: Sequence[Shape], indexes: Mapping[str,
     """
     qdiscs = htb_facts.read_qdiscs(socket) if steps else {}
     for step in steps:
-        index = indexes.get(step.dev)
-        if index is None:
-            raise differs(step, f"link {step.dev}", "one", "none of that name")
+        index = _index(step, indexes)
         for wanted in htb.qdiscs_of(step):
             have = qdiscs.get((index, wanted.parent))
             default = have.default if have else None
@@ -41,6 +40,30 @@ def compare_shapes(socket: Socket, steps: Sequence[Shape], indexes: Mapping[str,
                 found = "no HTB" if default is None else f"{default:#x}"
                 raise differs(step, what, f"{wanted.default:#x}", found)
         _compare_classes(step, htb_facts.read_classes(socket, index))
+
+
+def compare_netems(socket: Socket, steps: Sequence[Netem], indexes: Mapping[str, int]) -> None:
+    """Compare the delays of one namespace; arguments and errors as of `compare_shapes`."""
+    for step in steps:
+        fact = netem.read(socket, _index(step, indexes))
+        if fact is None:
+            raise differs(step, f"qdisc of {step.dev}", "netem", "another")
+        for what, want, have in (
+            ("delay in ns", step.delay_ns, fact.delay_ns),
+            ("jitter in ns", step.jitter_ns, fact.jitter_ns),
+            ("limit in packets", step.limit_packets, fact.limit_packets),
+            ("rate in bytes/s", netem.ORDERED_RATE_BYTES_PER_S, fact.rate_bytes_per_s),
+            ("loss, copies and disorder", False, not fact.harmless),
+        ):
+            if want != have:
+                raise differs(step, what, want, have)
+
+
+def _index(step: Shape | Netem, indexes: Mapping[str, int]) -> int:
+    index = indexes.get(step.dev)
+    if index is None:
+        raise differs(step, f"link {step.dev}", "one", "none of that name")
+    return index
 
 
 def _compare_classes(step: Shape, facts: Sequence[ClassFact]) -> None:
@@ -56,6 +79,9 @@ def _compare_classes(step: Shape, facts: Sequence[ClassFact]) -> None:
 
 def _compare_class(step: Shape, one: HtbClass, fact: ClassFact, *, is_leaf: bool) -> None:
     name = "" if len(step.classes) == 0 else f" of class {_name(one.handle)}"
+    if not step.lends_idle and one.handle == htb.ROOT_CLASS:
+        # Whoever runs the lab takes idle reservations off it.
+        one = replace(one, rate_bytes_per_s=min(one.rate_bytes_per_s, fact.rate))
     for what, want, have in (
         ("parent", one.parent_handle if one.parent else htb.TC_ROOT, fact.parent),
         ("rate in bytes/s", one.rate_bytes_per_s, fact.rate),
