@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from socket import htons
 from typing import TYPE_CHECKING, Any
 
 from testbed.kernel import chain_marking, chain_queues, chain_stages
@@ -15,7 +16,8 @@ from testbed.kernel.assembler import (
     R1,
     R2,
     R3,
-    R8,
+    R4,
+    R5,
     Code,
     Label,
     Line,
@@ -33,11 +35,12 @@ from testbed.kernel.chain_cells import INCOMING, OUTGOING, dropped_at, passed_at
 from testbed.kernel.chain_headers import (
     FRAME,
     GSO_SEGMENTS,
+    IPV6,
     LENGTH,
     MARK,
+    PROTOCOL,
     Labels,
     Scope,
-    train_headers,
 )
 from testbed.kernel.chain_stages import PORT
 from testbed.kernel.messages import packed_mac
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
     from testbed.plan.policies import Chain
     from testbed.plan.stages import Stage
 
+# Ethernet, IPv4 and TCP with timestamps, which Linux always sends: what other trains differ in
+# is below 1 % of a full packet, and not worth reading their headers for.
+_TRAIN_HEADER_BYTES, _IPV6_MORE_BYTES = 14 + 20 + 32, 20
 TC_ACT_UNSPEC, TC_ACT_SHOT = -1, 2
 PROGRAM_NAMES = {INCOMING: "iochain_in", OUTGOING: "iochain_out"}
 
@@ -173,19 +179,21 @@ def _packets(labels: Labels) -> Iterator[Line]:
 
 
 def _count_passed(direction: int, labels: Labels) -> Iterator[Line]:
-    """Count packets and bytes; a train has its headers once, its packets each have them."""
-    count = labels.new("count")
-    yield compute(R8, "=", 0)
-    yield load(4, R1, FRAME, GSO_SEGMENTS)
-    yield jump_if(R1, "<=", 1, count)
-    yield from train_headers(labels)
-    yield Label(count)
+    """Count packets and bytes; a train has its headers once, each of its packets has them."""
+    four, count = labels.new("ipv4"), labels.new("count")
     yield from _packets(labels)
-    yield compute(R3, "=", R2)
-    yield compute(R3, "-=", 1)
-    yield compute(R3, "*=", R8)
-    yield load(4, R1, FRAME, LENGTH)
+    yield load(4, R3, FRAME, LENGTH)
+    yield jump_if(R2, "==", 1, count)
+    yield compute(R1, "=", R2)
+    yield compute(R1, "-=", 1)
+    yield compute(R4, "=", _TRAIN_HEADER_BYTES)
+    yield load(4, R5, FRAME, PROTOCOL)
+    yield jump_if(R5, "!=", htons(IPV6), four)
+    yield compute(R4, "+=", _IPV6_MORE_BYTES)
+    yield Label(four)
+    yield compute(R1, "*=", R4)
     yield compute(R3, "+=", R1)
+    yield Label(count)
     yield set_cell(R1, PORT, passed_at(direction))
     yield atomic_add(R1, 0, R2)
     yield atomic_add(R1, 8, R3)
