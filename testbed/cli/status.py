@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @click.command("status")
@@ -88,3 +91,38 @@ def _show(status: dict[str, Any]) -> None:
     for column in links.columns:
         column.overflow = "fold"
     console.print(links)
+    _show_uplinks(console, status)
+
+
+def _show_uplinks(console: Console, status: dict[str, Any]) -> None:
+    """What each vmnic hears from its switch by LLDP, and which ports are pinned to it."""
+    from rich.table import Table
+
+    from testbed.units import format_duration
+
+    nodes = {node["netns"]: node["name"] for node in status["nodes"]}
+    uplinks = Table("host", "uplink", "physical switch", "its port", "MTU", "VLANs", "ports on it")
+    for heard in status["neighbours"]:
+        ports = [
+            team["port"]
+            for team in status.get("teams", [])
+            if (nodes.get(team["netns"]), team["uplink"]) == (heard["host"], heard["nic"])
+        ]
+        uplinks.add_row(
+            heard["host"],
+            heard["nic"],
+            heard["switch"] or "nothing heard",
+            heard["port"] or "-",
+            str(heard["mtu"] or "-"),
+            ", ".join(map(str, heard["vlans"])) or "all",
+            ", ".join(ports) or "-",
+        )
+    for column in uplinks.columns:
+        column.overflow = "fold"
+    console.print(uplinks)
+    for event in status.get("team_events", []):
+        console.print(
+            f"{nodes.get(event['host'], event['host'])}: {event['uplink']}"
+            f" {'up' if event['up'] else 'down'}, {len(event['moved'])} ports moved in"
+            f" {format_duration(event['took_ns'])}"
+        )

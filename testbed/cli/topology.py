@@ -44,9 +44,8 @@ def schema_command() -> None:
 def plan_command(topology_file: Path, as_json: bool, fresh: bool) -> None:
     """Show what 'up' would do; for a lab that runs, what 'apply' would change."""
     from testbed import topology
-    from testbed.lab.cpus import cpu_count
+    from testbed.lab.planning import plan_here
     from testbed.plan import plan as plans
-    from testbed.plan.compile import compile_plan
     from testbed.plan.text import describe
 
     found = topology.load(topology_file)
@@ -54,7 +53,7 @@ def plan_command(topology_file: Path, as_json: bool, fresh: bool) -> None:
     if change is not None:
         _show_difference(change, as_json)
         return
-    plan = compile_plan(found, cpus=cpu_count())
+    plan = plan_here(found)
     if as_json:
         click.echo(json.dumps(plans.to_json(plan), indent=2))
         return

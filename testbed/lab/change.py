@@ -10,10 +10,10 @@ from testbed.errors import LabError
 from testbed.kernel import builder, processes, undo
 from testbed.kernel.alteration import alter
 from testbed.kernel.neighbours import forget
-from testbed.lab.cpus import cpu_count
-from testbed.plan.compile import compile_plan
+from testbed.lab.planning import plan_here
 from testbed.plan.difference import Difference, difference, powered_off
 from testbed.plan.plan import Plan, kernel_steps, lab_steps
+from testbed.plan.policies import DelayLine
 from testbed.plan.steps import Address, LabStep, Netns, PowerOn
 from testbed.plan.text import describe, describe_undo
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from testbed.lab.estate import Estate
+    from testbed.lab.journal import Journal
     from testbed.lab.lines import Message
     from testbed.plan.steps import Step
     from testbed.topology.model import Topology
@@ -43,7 +44,7 @@ def preview(running: Plan, placement: Mapping[str, str], topology: Topology) -> 
     """What `apply` would do to a lab that runs, with its VMs placed so."""
     where = {step.vm: step.host for step in running.steps if isinstance(step, PowerOn)}
     kept = standing_placement(topology, where | dict(placement))
-    return difference(running, compile_plan(topology, cpus=cpu_count(), placement=kept))
+    return difference(running, plan_here(topology, kept))
 
 
 def same_but_for_text(a: Topology, b: Topology) -> bool:
@@ -82,26 +83,16 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
         )
     running = {name: vm.step.host for name, vm in estate.vms.items()}
     placement = standing_placement(topology, running)
-    plan = compile_plan(topology, cpus=cpu_count(), placement=placement)
-    change = difference(old.plan, plan)
-    union = Plan(plan.lab, (*old.plan.steps, *change.do))
     new = replace(
         old,
         topology_file=topology_file,
         topology_text=topology_text,
-        plan=plan,
+        plan=plan_here(topology, placement),
         placement=placement,
+        links=(),
     )
-    estate.write_journal(replace(old, state="changing", plan=union))
-    done: list[Step] = []
-    try:
-        await _carry_out(estate, plan, change, done)
-    except BaseException as error:
-        await _restore(estate, change, done, error)
-        estate.write_journal(old)
-        raise
-    estate.write_journal(new)
-    before, estate.topology = estate.topology, topology
+    before = estate.topology
+    change = await change_to(estate, topology, new)
     return {
         "undone": [describe_undo(step) for step in change.undo],
         "altered": [describe(step) for _, step in change.alter],
@@ -114,13 +105,39 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
     }
 
 
+async def change_to(estate: Estate, topology: Topology, new: Journal) -> Difference:
+    """Change the running lab to what `new` describes; a failure undoes what had been changed.
+
+    Returns:
+        What was changed.
+
+    Raises:
+        KernelError, LabError: the change failed (the message says what stands).
+    """
+    old = estate.journal
+    change = difference(old.plan, new.plan)
+    union = Plan(new.plan.lab, (*old.plan.steps, *change.do))
+    estate.write_journal(replace(old, state="changing", plan=union))
+    done: list[Step] = []
+    try:
+        await _carry_out(estate, new.plan, change, done)
+    except BaseException as error:
+        await _restore(estate, change, done, error)
+        estate.write_journal(old)
+        raise
+    estate.topology = topology
+    estate.write_journal(new)
+    estate.follow(new.placement)
+    return change
+
+
 async def _carry_out(estate: Estate, plan: Plan, change: Difference, done: list[Step]) -> None:
     """Make the change; `done` gets the steps that have been made, for whoever must go back.
 
     An address may have another MAC now: whoever remembers the old one is made to ask again.
     """
     await _undo(estate, change.undo)
-    _alter(change.alter)
+    await alter_steps(estate, change.alter)
     await _do(estate, change.do, done)
     addresses = [step for step in (*change.undo, *change.do) if isinstance(step, Address)]
     forget(
@@ -142,7 +159,7 @@ async def _restore(
     try:
         await _undo(estate, tuple(reversed(done)))
         undo.remove(list(reversed(kernel_steps(change.undo))))  # what had not gone yet
-        _alter(tuple((after, before) for before, after in change.alter))
+        await alter_steps(estate, tuple((after, before) for before, after in change.alter))
         await _do(estate, tuple(reversed(change.undo)), [])
     except Exception as worse:
         estate.write_journal(estate.journal.in_state("broken"))
@@ -152,10 +169,16 @@ async def _restore(
         ) from error
 
 
-def _alter(pairs: tuple[tuple[Step, Step], ...]) -> None:
-    """In place; a datastore's hosts are in the topology alone."""
+async def alter_steps(estate: Estate, pairs: tuple[tuple[Step, Step], ...]) -> None:
+    """In place; a datastore's hosts are in the topology alone.
+
+    Raises:
+        KernelError, LabError: one could not be altered; those before it are.
+    """
     for before, after in pairs:
-        if not isinstance(before, LabStep) and not isinstance(after, LabStep):
+        if isinstance(after, DelayLine):
+            await estate.wires.alter(after)
+        elif not isinstance(before, LabStep) and not isinstance(after, LabStep):
             alter(before, after)
 
 

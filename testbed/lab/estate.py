@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,19 @@ from testbed import topology as topologies
 from testbed.errors import LabError, TestbedError
 from testbed.lab import vmx
 from testbed.lab.child import Child
+from testbed.lab.cpus import cpu_count
+from testbed.lab.link_change import changed_links
+from testbed.lab.planning import network_here, plan_here
+from testbed.lab.reservations import Reservations
+from testbed.lab.teams import Teams
+from testbed.lab.wires import Wires
+from testbed.plan.network import Network
 from testbed.plan.plan import step_from_json
+from testbed.plan.policies import DelayLine
 from testbed.plan.steps import DatastoreDirectory, Netns, PowerOn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from testbed.lab.directory import LabDirectory
@@ -53,27 +62,44 @@ class Estate:
     def __init__(self, directory: LabDirectory, journal: Journal) -> None:
         self.directory = directory
         self.journal = journal
-        self.topology: Topology = topologies.loads(journal.topology_text, journal.topology_file)
+        self.topology: Topology = changed_links(
+            topologies.loads(journal.topology_text, journal.topology_file), journal.links
+        )
         self.vms: dict[str, RunningVM] = {}
         self.changing = asyncio.Lock()
+        self.wires = Wires(Network.cpu_of(journal.plan.lab, cpu_count()))
+        self.teams = Teams()
+        self.reservations = Reservations()
 
     def write_journal(self, journal: Journal) -> None:
         """Note a new state of the lab, on disk first."""
         journal.write(self.directory.journal)
         self.journal = journal
 
+    def stand(self, placement: dict[str, str]) -> None:
+        """Note that the lab stands, with its VMs placed so, and follow what is in it."""
+        plan = plan_here(self.topology, placement)
+        self.write_journal(replace(self.journal, state="up", plan=plan, placement=placement))
+        self.follow(placement)
+
+    def follow(self, *placements: Mapping[str, str]) -> None:
+        """Follow the links and reservations of the lab, with its VMs placed in all these ways."""
+        self.teams.follow(*(network_here(self.topology, where) for where in placements))
+        self.reservations.follow(self.journal.plan)
+
     # -- making and unmaking what isn't in the kernel ------------------------------------
 
     async def make(self, step: Message) -> Message:
         """Carry out one lab step, given as JSON; `made` tells whether there was anything to do."""
         parsed = step_from_json(step)
-        if not isinstance(parsed, DatastoreDirectory | PowerOn):
+        if not isinstance(parsed, DelayLine | DatastoreDirectory | PowerOn):
             raise LabError(f"a supervisor makes no {parsed.kind}")
         return {"made": await self.do(parsed)}
 
     async def commit(self) -> Message:
         """Note that the lab is up: every step has been carried out."""
         self.write_journal(self.journal.in_state("up"))
+        self.follow(self.journal.placement)
         return {}
 
     async def do(self, step: LabStep) -> bool:
@@ -85,6 +111,8 @@ class Estate:
         Raises:
             LabError: the VM could not be powered on.
         """
+        if isinstance(step, DelayLine):
+            return await self.wires.start(step)
         if isinstance(step, DatastoreDirectory):
             self._datastore(step.name).mkdir(parents=True, exist_ok=True)
             return True
@@ -99,6 +127,9 @@ class Estate:
 
     async def undo(self, step: LabStep) -> None:
         """Take back one lab step; what is gone already is no error."""
+        if isinstance(step, DelayLine):
+            await self.wires.stop(step)
+            return
         if isinstance(step, DatastoreDirectory):
             shutil.rmtree(self._datastore(step.name), ignore_errors=True)
             return
@@ -107,11 +138,14 @@ class Estate:
             await running.channel.end()
         shutil.rmtree(self._files(step), ignore_errors=True)
 
-    async def power_off_all(self) -> None:
-        """End every VM."""
+    async def end_all(self) -> None:
+        """End every VM and delay line, and stop following the network."""
+        self.teams.close()
+        self.reservations.close()
         while self.vms:
             _, running = self.vms.popitem()
             await running.channel.end()
+        await self.wires.stop_all()
 
     async def spawn(self, step: PowerOn) -> Child:
         """A VMX process for a VM in its host's namespace, with nothing in it yet."""
@@ -164,7 +198,21 @@ class Estate:
                 if isinstance(step, Netns)
             ],
             "vms": sorted(vms, key=lambda vm: vm["name"]),
+            "wires": await self.wires.reading(self.journal.plan),
+            "teams": [
+                {"netns": where, "port": port, "uplink": uplink}
+                for (where, port), uplink in sorted(self.teams.pinned().items())
+            ],
+            "network_troubles": [
+                *self.wires.troubles(),
+                *filter(None, [self.reservations.trouble]),
+            ],
+            "team_events": [asdict(event) for event in self.teams.events],
         }
+
+    async def wire_reading(self) -> Message:
+        """The counters of the links with latency, as `Wires.reading`."""
+        return await self.wires.reading(self.journal.plan)
 
     async def _vm_status(self, vm: RunningVM) -> dict[str, Any]:
         step = vm.step

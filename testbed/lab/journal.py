@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from testbed.plan.plan import Plan
 
 State = Literal["building", "up", "changing", "broken"]
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Journal:
     """A lab as it was last written down.
 
     `plan` is what stands while the state is `up`; in any other state it is all that may
-    stand. `placement` holds the hosts of the VMs that have moved from the file's.
+    stand. `placement` holds the hosts of the VMs that have moved from the file's, `links` what
+    has been changed on links since (`link_change.LinkChange` as JSON).
     """
 
     state: State
@@ -32,6 +33,7 @@ class Journal:
     topology_text: str
     plan: Plan
     placement: dict[str, str]
+    links: tuple[dict[str, Any], ...] = ()
 
     def in_state(self, state: State) -> Journal:
         """The same lab in another state."""
@@ -45,6 +47,7 @@ class Journal:
             "topology_file": self.topology_file,
             "topology_text": self.topology_text,
             "placement": self.placement,
+            "links": list(self.links),
             "plan": plans.to_json(self.plan),
         }
         new = path.with_suffix(".new")
@@ -71,6 +74,7 @@ class Journal:
                 topology_text=data["topology_text"],
                 plan=plans.from_json(data["plan"]),
                 placement=data["placement"],
+                links=tuple(data["links"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             lab = path.parent.name

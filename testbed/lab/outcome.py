@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from testbed import __version__
 from testbed.lab.path import find_path
 from testbed.report.result import SCHEMA_VERSION
-from testbed.units import format_rate
+from testbed.units import format_duration, format_rate
 
 if TYPE_CHECKING:
     from testbed.lab.admission import VmotionPath
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from testbed.lab.lines import Message
     from testbed.lab.path import Path
     from testbed.plan.steps import PowerOn
+    from testbed.report.result import WireReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def migration_result(
     step: PowerOn,
     path: VmotionPath,
     outcome: Outcome,
+    wires: tuple[WireReport, ...],
 ) -> dict[str, Any]:
     """A `report.result.MigrationResult` as JSON, with the whole input in it."""
     physical = find_path(
@@ -85,7 +87,7 @@ def migration_result(
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "mechanisms": {
             "rate": "HTB at each sending port, told rate x (MTU + 14) / (MTU + 38)",
-            "latency": "none: links add no delay",
+            "latency": _latency_text(wires),
             "path": _path_text(path, physical),
             "dirty tracking": outcome.engine["tracking"] if outcome.engine else "unknown",
         },
@@ -108,8 +110,32 @@ def migration_result(
             "pages_compared": verification["pages_compared"],
             "pages_different": verification["pages_different"],
         },
+        "wires": [asdict(wire) for wire in wires],
+        "notices": _notices(path),
         "path_goodput_bps": physical.goodput_bps(path.ip_version) if physical else None,
     }
+
+
+def _latency_text(wires: tuple[WireReport, ...]) -> str:
+    """`tor-a - tor-b: 5 ms there, 5 ms back, by a delay line on NFQUEUE`."""
+    if not wires:
+        return "none: links add no delay"
+    return "; ".join(
+        f"{wire.link}: "
+        + ", ".join(
+            f"{format_duration(direction.delay_ns)} {way}"
+            for way, direction in zip(("there", "back"), wire.directions, strict=False)
+        )
+        + f", by {wire.mechanism}"
+        for wire in wires
+    )
+
+
+def _notices(path: VmotionPath) -> list[str]:
+    if path.source_network.cidr == path.destination_network.cidr:
+        return []
+    networks = f"{path.source_network.cidr} and {path.destination_network.cidr}"
+    return [f"layer-3 vMotion: {networks} are joined by routers; not supported before vSphere 6.0"]
 
 
 def _path_text(path: VmotionPath, physical: Path | None) -> str:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from testbed import topology as topologies
 from testbed.errors import InputError, LabError
+from testbed.kernel.discovery import discover
 from testbed.kernel.observation import observe
 from testbed.lab.client import request
 from testbed.lab.directory import LabDirectory, labs
 from testbed.lab.journal import Journal
 from testbed.lab.launch import supervisor_of
+from testbed.measure.lldp import Neighbour
+from testbed.plan.names import netns_name
 from testbed.plan.plan import kernel_steps
 from testbed.plan.policies import Shape
-from testbed.plan.steps import Netns
+from testbed.plan.steps import Netns, Veth
 
 if TYPE_CHECKING:
+    from testbed.kernel.discovery import Cable
     from testbed.plan.plan import Plan
 
 ANSWER_DEADLINE_S = 15.0
@@ -60,10 +65,44 @@ def lab_status(name: str) -> dict[str, Any]:
             "vms": [],
             "nodes": [],
         }
+    troubles += status.get("network_troubles", [])
     troubles += [f"{vm['name']}: {vm['trouble']}" for vm in status["vms"] if vm["trouble"]]
     if troubles and status["state"] == "up":
         status["state"] = "degraded"
-    return {**status, "links": _links(journal.plan), "troubles": troubles}
+    return {
+        **status,
+        "links": _links(journal.plan),
+        "neighbours": _neighbours(journal),
+        "troubles": troubles,
+    }
+
+
+def _neighbours(journal: Journal) -> list[dict[str, Any]]:
+    """What each vmnic hears by LLDP from the physical switch that it is cabled to."""
+    said_of = topologies.loads(journal.topology_text, journal.topology_file)
+    wires = {(s.a.netns, s.a.name): s for s in journal.plan.steps if isinstance(s, Veth)}
+    cables: dict[tuple[str, str], tuple[Cable, Neighbour]] = {}
+    for host in said_of.hosts:
+        for uplink in host.uplinks:
+            nic = (netns_name(said_of.name, host.name), uplink.name)
+            port = wires[nic].b
+            vlans = tuple(v for a, b in uplink.vlans or () for v in range(max(a, 1), b + 1))
+            says = Neighbour(uplink.switch, port.name, port.mtu, vlans)
+            cables[nic] = ((*nic, port.netns, port.name), says)
+    heard = discover(list(cables.values()))
+    nodes = {step.name: step.node for step in journal.plan.steps if isinstance(step, Netns)}
+    return [
+        {
+            "host": nodes[where],
+            "nic": nic,
+            "switch": said.switch if said else None,
+            "port": said.port if said else None,
+            "mtu": said.mtu if said else None,
+            "vlans": list(said.vlans) if said else [],
+        }
+        for where, nic in cables
+        for said in [heard.get((where, nic))]
+    ]
 
 
 def _links(plan: Plan) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ from testbed.lab.estate import Estate
 from testbed.lab.identity import ProcessIdentity
 from testbed.lab.journal import Journal
 from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
+from testbed.lab.link import change_link, in_place
+from testbed.lab.link_change import LinkChange
 from testbed.lab.vmotion import migrate
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Supervisor:
             for task in self._clients:
                 task.cancel()
             await asyncio.gather(*self._clients, return_exceptions=True)
-        await self.estate.power_off_all()
+        await self.estate.end_all()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._client(reader, writer))
@@ -95,6 +97,8 @@ class Supervisor:
             "apply": lambda: self._alone(
                 apply(estate, request["topology_file"], request["topology_text"]), emit
             ),
+            "link": lambda: self._link(request, emit),
+            "wires": estate.wire_reading,
             "migrate": lambda: self._alone(migrate(estate, request, emit, gone), emit),
         }
         try:
@@ -107,6 +111,13 @@ class Supervisor:
         except Exception as error:  # a fault in one command must not end the lab
             traceback.print_exc()
             return error_message(LabError(f"fault in the supervisor: {error!r}; see its log"))
+
+    async def _link(self, request: Message, emit: Callable[[Message], None]) -> Message:
+        """Links go up and down, and change in place, whatever else is going on."""
+        change = LinkChange.from_json(request["change"])
+        if in_place(self.estate, change):
+            return await change_link(self.estate, change, request["for_ns"])
+        return await self._alone(change_link(self.estate, change, request["for_ns"]), emit)
 
     async def _alone(
         self, change: Coroutine[Any, Any, Message], emit: Callable[[Message], None]

@@ -12,14 +12,12 @@ from testbed.errors import LabError
 from testbed.kernel import builder, netns
 from testbed.lab.change import same_but_for_text
 from testbed.lab.client import request
-from testbed.lab.cpus import cpu_count
 from testbed.lab.directory import LabDirectory
 from testbed.lab.down import take_down
 from testbed.lab.journal import Journal
 from testbed.lab.launch import kill_supervisor, start_supervisor, supervisor_of
+from testbed.lab.planning import plan_here
 from testbed.lab.privilege import require_root
-from testbed.plan.compile import compile_plan
-from testbed.plan.difference import difference
 from testbed.plan.names import owner_of
 from testbed.plan.plan import kernel_steps, lab_steps, step_to_json
 from testbed.plan.steps import PowerOn
@@ -87,7 +85,7 @@ def up(
                 f"namespace {strays[0]} carries this lab's name, but there is no journal of it;"
                 f" 'testbed down {topology.name}' removes it if it is yours, or rename the lab"
             )
-        plan = compile_plan(topology, cpus=cpu_count())
+        plan = plan_here(topology)
         file = str(Path(topology.file).absolute())  # a hint that names it holds anywhere
         journal = Journal("building", file, topology.text, plan, {})
         with ExitStack() as undo:
@@ -138,13 +136,13 @@ def _see_that_it_stands(
     Raises:
         LabError: it runs with another topology.
     """
-    plan = compile_plan(topology, cpus=cpu_count(), placement=journal.placement)
     running = topologies.loads(journal.topology_text, journal.topology_file)
-    if difference(journal.plan, plan) or not same_but_for_text(running, topology):
+    if not same_but_for_text(running, topology):
         raise LabError(
             f"lab {topology.name!r} is running with another topology ({journal.topology_file});"
             f" 'testbed apply {topology.file}' changes it, 'testbed plan {topology.file}' shows how"
         )
+    plan = journal.plan
     if supervisor_of(directory) is not None:
         powered_on = _make(directory, journal)
         return Brought("revived" if powered_on else "unchanged", plan, powered_on=powered_on)

@@ -14,21 +14,25 @@ from testbed.errors import InputError, LabError, MigrationError
 from testbed.kernel import builder, undo
 from testbed.lab import compare, vmx
 from testbed.lab.admission import reasons_against, vmotion_path
+from testbed.lab.change import alter_steps
 from testbed.lab.child import Child, checked
-from testbed.lab.cpus import cpu_count
 from testbed.lab.estate import RunningVM
 from testbed.lab.outcome import Arrived, Outcome, migration_result
-from testbed.plan.compile import compile_plan
+from testbed.lab.planning import plan_here
+from testbed.lab.wires import reports
 from testbed.plan.difference import difference
-from testbed.plan.plan import Plan
+from testbed.plan.plan import Plan, kernel_steps
+from testbed.plan.policies import Chain
 from testbed.plan.steps import Bridge, PowerOn, Veth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from testbed.lab.admission import VmotionPath
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
+    from testbed.plan.difference import Difference
+    from testbed.plan.steps import KernelStep, Step
     from testbed.topology.model import VM, Host
 
 PREPARE_DEADLINE_S = 120.0
@@ -53,9 +57,10 @@ async def migrate(
     running, vm, host = _checked_request(estate, request)
     path = vmotion_path(estate.topology.host(running.step.host), host)
     move = _Move(estate, running, vm, host, path, request, emit, gone, started_ns)
-    standing = running.step
+    standing, before = running.step, await estate.wire_reading()
     outcome = await move.carry_out()
-    return migration_result(estate, request, step=standing, path=path, outcome=outcome)
+    wires = reports(before, await estate.wire_reading())
+    return migration_result(estate, request, step=standing, path=path, outcome=outcome, wires=wires)
 
 
 def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, Host]:
@@ -79,6 +84,25 @@ def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, H
     return running, vm, hosts[to]
 
 
+def _wires(steps: list[KernelStep]) -> list[Veth]:
+    return [step for step in steps if isinstance(step, Veth)]
+
+
+def _closed(step: KernelStep) -> KernelStep:
+    """A step of the VM's new port as it is made: closed, and its address not known there yet."""
+    if isinstance(step, Veth):
+        return replace(step, b=replace(step.b, forwarding=False))
+    return replace(step, listed=False) if isinstance(step, Chain) else step
+
+
+def _altered(
+    change: Difference, before: Mapping[str, Step], after: Mapping[str, Step]
+) -> tuple[tuple[Step, Step], ...]:
+    """What else a move alters: the chains that mirror to the VM's port, where it is promiscuous."""
+    redone = [step.key for step in kernel_steps(change.do) if step.key in before]
+    return (*change.alter, *((before[key], after[key]) for key in redone))
+
+
 @dataclass(slots=True)
 class _Move:
     estate: Estate
@@ -100,35 +124,37 @@ class _Move:
         """Wires, destination, transfer; undone as far as it has come if it fails."""
         estate, old = self.estate, self.estate.journal
         placement = {**old.placement, self.vm.name: self.host.name}
-        plan = compile_plan(estate.topology, cpus=cpu_count(), placement=placement)
+        plan = plan_here(estate.topology, placement)
         change = difference(old.plan, plan)
-        made = [step for step in change.do if isinstance(step, Veth)]
-        gone = [step for step in change.undo if isinstance(step, Veth)]
+        before, after = old.plan.by_key(), plan.by_key()
+        made = [step for step in kernel_steps(change.do) if step.key not in before]
+        gone = [step for step in kernel_steps(change.undo) if step.key not in after]
         step = next(s for s in change.do if isinstance(s, PowerOn) and s.vm == self.vm.name)
         async with AsyncExitStack() as stack:
             estate.write_journal(
                 replace(old, state="changing", plan=Plan(plan.lab, (*old.plan.steps, *made)))
             )
-            stack.callback(estate.write_journal, old)
-            builder.build([replace(wire, b=replace(wire.b, forwarding=False)) for wire in made])
+            # Not `old` itself: links may have been changed meanwhile.
+            stack.callback(estate.stand, old.placement)
+            builder.build([_closed(step) for step in made])
             stack.callback(undo.remove, made)
+            estate.follow(old.placement, placement)
             arriving = await estate.spawn(step)
             stack.push_async_callback(arriving.end)
-            outcome = await self._transfer(arriving, made, gone)
+            outcome = await self._transfer(arriving, _wires(made), _wires(gone))
             if outcome.arrived is not None:
                 stack.pop_all()
-                await self._settle(arriving, outcome.arrived.memory_fd, step, gone)
-                estate.write_journal(replace(old, plan=plan, placement=placement))
+                await self._settle(arriving, outcome.arrived.memory_fd, step)
+                await alter_steps(estate, _altered(change, before, after))
+                undo.remove(gone)
+                estate.stand(placement)
         return outcome
 
-    async def _settle(
-        self, arriving: Child, memory_fd: int, step: PowerOn, gone: list[Veth]
-    ) -> None:
+    async def _settle(self, arriving: Child, memory_fd: int, step: PowerOn) -> None:
         """The VM is at its new host: let go of the old one."""
         leaving = self.running.channel
         self.estate.vms[self.vm.name] = RunningVM(step, arriving, memory_fd)
         await leaving.end()
-        undo.remove(gone)
 
     def _spec(self) -> dict[str, Any]:
         return {

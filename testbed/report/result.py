@@ -120,12 +120,40 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class WireDirection:
+    """What a wire did to the frames that went one way while the measurement lasted.
+
+    `frames` were delayed (a train of TCP segments is one), `dropped` were lost in its queue.
+    Lateness is the time by which they came later than asked; netem does not tell it: None.
+    """
+
+    delay_ns: int
+    jitter_ns: int
+    frames: int
+    dropped: int
+    late_p50_ns: int | None = None
+    late_p99_ns: int | None = None
+    late_max_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WireReport:
+    """A link with latency during a measurement; `trouble` says why what it shows isn't valid."""
+
+    link: str
+    mechanism: str
+    directions: tuple[WireDirection, ...]
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationResult:
     """One migration with its whole input, for the store.
 
     `scale_divisor` is k of a scale of 1/k: nominal sizes and rates are k times those here.
     `path_goodput_bps` is the TCP payload that the path's slowest link can carry
-    (testbed.measure.theory); None if no link of the path is shaped.
+    (testbed.measure.theory); None if no link of the path is shaped. `wires` are the lab's links
+    with latency, `notices` what a reader has to know beside the figures.
     """
 
     schema_version: int
@@ -148,3 +176,11 @@ class MigrationResult:
     engine: EngineReport | None
     verification: Verification | None
     path_goodput_bps: int | None = None
+    wires: tuple[WireReport, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def invalid(self) -> str | None:
+        """Why the result says nothing about the lab as it was asked for; None if it does."""
+        troubles = [f"{wire.link}: {wire.trouble}" for wire in self.wires if wire.trouble]
+        return "; ".join(troubles) or None

@@ -1,0 +1,144 @@
+"""`testbed link`: a link of a running lab is cut, restored, or given other properties."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from testbed.kernel.link_state import set_link_state
+from testbed.lab.change import alter_steps, change_to
+from testbed.lab.link_change import LinkChange, changed, find
+from testbed.lab.planning import plan_here
+from testbed.plan.difference import difference
+from testbed.plan.names import netns_name
+from testbed.plan.plan import Plan
+from testbed.plan.steps import Veth
+from testbed.plan.text import describe, describe_undo
+
+if TYPE_CHECKING:
+    from testbed.lab.estate import Estate
+    from testbed.lab.lines import Message
+    from testbed.topology.model import Topology
+
+
+def in_place(estate: Estate, change: LinkChange) -> bool:
+    """Whether a change can be made beside a migration: nothing has to be built for it.
+
+    Raises:
+        InputError: there is no such link, or it can't have such a value.
+    """
+    find(estate.topology, change.ends)
+    lasting = change.lasting
+    if lasting is None:
+        return True
+    old = estate.journal
+    new = plan_here(changed(estate.topology, lasting), old.placement)
+    planned = difference(old.plan, new)
+    return not planned.do and not planned.undo
+
+
+async def change_link(estate: Estate, change: LinkChange, for_ns: int | None) -> Message:
+    """Make a change, and take it back after a time if one is given.
+
+    Returns:
+        `changed`: what was altered, built and removed, in words; `held_ns`: how long a timed
+        change really lasted.
+
+    Raises:
+        InputError: there is no such link, or it can't have such a value.
+        KernelError, LabError: it could not be made; all is as before.
+    """
+    before = estate.topology
+    lasting = change.lasting
+    words: list[str] = []
+    if lasting is not None:
+        words += await _describe_anew(estate, changed(before, lasting), (lasting,))
+    ports = link_ports(estate, change.ends)
+    if change.up is not None:
+        for where, port in ports:
+            set_link_state(where, port, up=change.up)
+        words.append(f"{' - '.join(change.ends)} {'up' if change.up else 'down'}")
+    if for_ns is None:
+        return {"changed": words, "held_ns": None}
+    started_ns = time.monotonic_ns()
+    try:
+        await asyncio.sleep(for_ns / 1e9)
+    finally:
+        held_ns = time.monotonic_ns() - started_ns
+        if change.up is not None:
+            for where, port in ports:
+                set_link_state(where, port, up=not change.up)
+        if lasting is not None:
+            await _describe_anew(estate, _restored(estate.topology, before, change), None)
+    return {"changed": words, "held_ns": held_ns}
+
+
+def _restored(now: Topology, before: Topology, change: LinkChange) -> Topology:
+    """The topology as it is now, with this one link as it was."""
+    old = find(before, change.ends)
+    present = find(now, change.ends)
+    if isinstance(old, tuple) or isinstance(present, tuple):
+        hosts = {host.name: host for host in before.hosts}
+        name = next(e.partition("/")[0] for e in change.ends if e.partition("/")[0] in hosts)
+        return replace(
+            now, hosts=tuple(hosts[name] if host.name == name else host for host in now.hosts)
+        )
+    return replace(now, links=tuple(old if link is present else link for link in now.links))
+
+
+def link_ports(estate: Estate, ends: tuple[str, str]) -> list[tuple[str, str]]:
+    """The kernel's ends that are taken down to cut a link, so that both its sides see it.
+
+    A cable has one; a wire with latency is a bridge of its own, whose two ports are its ends.
+    """
+    found = find(estate.topology, ends)
+    wanted: set[str]
+    if isinstance(found, tuple):
+        host, uplink = found
+        wanted = {f"{netns_name(estate.topology.name, host.name)}/{uplink.name}"}
+        return [
+            (step.b.netns, step.b.name)
+            for step in estate.journal.plan.steps
+            if isinstance(step, Veth) and f"{step.a.netns}/{step.a.name}" in wanted
+        ]
+    places = {netns_name(estate.topology.name, end) for end in found.ends}
+    return [
+        (step.a.netns, step.a.name)
+        for step in estate.journal.plan.steps
+        if isinstance(step, Veth) and _is_between(step, places, found.ends)
+    ]
+
+
+def _is_between(step: Veth, places: set[str], ends: tuple[str, str]) -> bool:
+    plain = {step.a.netns, step.b.netns} == places
+    wire = step.a.netns.endswith("." + "+".join(ends))
+    return plain or wire
+
+
+async def _describe_anew(
+    estate: Estate, topology: Topology, changes: tuple[LinkChange, ...] | None
+) -> list[str]:
+    """Change the running lab to a topology that differs in a link; None: its last change goes."""
+    links = estate.journal.links
+    noted: list[dict[str, Any]] = [change.to_json() for change in changes or ()]
+    kept = (*links, *noted) if changes is not None else links[:-1]
+    old = estate.journal
+    new = replace(old, plan=plan_here(topology, old.placement), links=kept)
+    planned = difference(old.plan, new.plan)
+    if planned.do or planned.undo:
+        planned = await change_to(estate, topology, new)
+    else:
+        await alter_steps(estate, planned.alter)
+        # A migration may be under way: only what was altered changes in what may stand.
+        altered = {after.key: after for _, after in planned.alter}
+        steps = tuple(altered.get(step.key, step) for step in old.plan.steps)
+        estate.topology = topology
+        estate.write_journal(replace(old, plan=Plan(old.plan.lab, steps), links=kept))
+        estate.reservations.follow(estate.journal.plan)
+    return [
+        *(describe_undo(step) for step in planned.undo),
+        *(describe(step) for _, step in planned.alter),
+        *(describe(step) for step in planned.do),
+    ]
