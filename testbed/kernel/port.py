@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -10,10 +11,14 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import messages, netns
+from testbed.kernel.bpf import Element
+from testbed.kernel.chain_cells import SWITCH_MAP
+from testbed.kernel.chain_ports import open_map
 from testbed.kernel.links import read_links, read_port_states
 from testbed.kernel.netlink import RefusedError, Socket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 ANNOUNCEMENTS = 5
@@ -37,15 +42,18 @@ class PortSwitch:
     Args:
         where: the namespace.
         port: the link's name; it must be a port of a bridge.
+        mac: the address behind it. While the port is open, and has an IOChain, it is one of
+            the virtual switch's own (`Arrive`), from just before to just after.
 
     Raises:
         KernelError: there is no such namespace or port.
     """
 
-    def __init__(self, where: str, port: str) -> None:
+    def __init__(self, where: str, port: str, mac: str | None = None) -> None:
         self._target = f"{port} in {where}"
         with netns.inside(where):
             self._socket = Socket()
+        self._listing: Element | None = None
         with ExitStack() as undo:
             undo.callback(self._socket.close)
             try:
@@ -60,7 +68,12 @@ class PortSwitch:
                 forwarding: messages.port_state(link.index, forwarding)
                 for forwarding in (False, True)
             }
-            undo.pop_all()
+            if mac is not None:
+                addresses = open_map(self._socket, link.index, SWITCH_MAP, self._target)
+                if addresses is not None:
+                    undo.callback(os.close, addresses)
+                    self._listing = Element(addresses, messages.packed_mac(mac))
+            self._open = undo.pop_all()
 
     def close(self) -> None:
         """Cut the port, both ways.
@@ -69,6 +82,8 @@ class PortSwitch:
             KernelError: the kernel refuses.
         """
         self._turn(False)
+        if self._listing is not None:
+            self._change_listing(self._listing.remove)
 
     def open(self) -> None:
         """Let frames pass.
@@ -76,7 +91,15 @@ class PortSwitch:
         Raises:
             KernelError: the kernel refuses (ENETDOWN: the wire's other end is down).
         """
+        if self._listing is not None:
+            self._change_listing(self._listing.enter)
         self._turn(True)
+
+    def _change_listing(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except OSError as error:
+            raise KernelError("list the address of", self._target, str(error.strerror)) from error
 
     def _turn(self, forwarding: bool) -> None:
         refusal = self._socket.request((self._messages[forwarding],))
@@ -97,8 +120,8 @@ class PortSwitch:
         return state == messages.BR_STATE_FORWARDING
 
     def release(self) -> None:
-        """Close the socket; the port stays as it is."""
-        self._socket.close()
+        """Let go of the port; it stays as it is."""
+        self._open.close()
 
     def __enter__(self) -> PortSwitch:
         return self

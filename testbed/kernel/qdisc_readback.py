@@ -81,7 +81,8 @@ def _compare_class(step: Shape, one: HtbClass, fact: ClassFact, *, is_leaf: bool
     name = "" if len(step.classes) == 0 else f" of class {_name(one.handle)}"
     if not step.lends_idle and one.handle == htb.ROOT_CLASS:
         # Whoever runs the lab takes idle reservations off it.
-        one = replace(one, rate_bytes_per_s=min(one.rate_bytes_per_s, fact.rate))
+        rate, ceil = min(one.rate_bytes_per_s, fact.rate), min(one.ceil_bytes_per_s, fact.ceil)
+        one = replace(one, rate_bytes_per_s=rate, ceil_bytes_per_s=ceil)
     for what, want, have in (
         ("parent", one.parent_handle if one.parent else htb.TC_ROOT, fact.parent),
         ("rate in bytes/s", one.rate_bytes_per_s, fact.rate),
