@@ -23,11 +23,11 @@ def check(draft: Draft) -> None:
     """Report VMs that don't fit, workloads that can't run, and what scales to no whole number."""
     scale = Fraction(1) if draft.file.scale is None else draft.file.scale
     for number, link in enumerate(draft.file.links):
-        _rate(draft, ("links", number, "rate"), link.rate, scale)
+        check_rate(draft, ("links", number, "rate"), link.rate, scale)
     for name, host in draft.file.hosts.items():
         _memory(draft, ("hosts", name, "memory"), host.memory, scale)
         for vmnic, nic in host.nics.items():
-            _rate(draft, ("hosts", name, "nics", vmnic, "rate"), nic.rate, scale)
+            check_rate(draft, ("hosts", name, "nics", vmnic, "rate"), nic.rate, scale)
     for name, vm in draft.file.vms.items():
         _memory(draft, ("vms", name, "memory"), vm.memory, scale)
         _workload(draft, name, vm, scale)
@@ -71,7 +71,8 @@ def _memory(draft: Draft, path: Path, memory: int | None, scale: Fraction) -> No
         )
 
 
-def _rate(draft: Draft, path: Path, rate: int | None, scale: Fraction) -> None:
+def check_rate(draft: Draft, path: Path, rate: int | None, scale: Fraction) -> None:
+    """Report a rate that is none after scaling."""
     if rate is None:
         return
     scaled = rate * scale

@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from testbed.errors import InputError
-from testbed.topology import addressing, capacity, network, references, teams
+from testbed.topology import (
+    addressing,
+    bandwidth,
+    capacity,
+    links,
+    marking,
+    network,
+    references,
+    routes,
+    stacks,
+    teams,
+    vlans,
+)
 from testbed.topology.draft import Draft
 from testbed.topology.patterns import Expander
 from testbed.topology.problems import Enough, Problems
@@ -17,6 +29,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from testbed.topology.model import Topology
+
+_STAGES = (
+    references,
+    teams,
+    addressing,
+    routes,
+    links,
+    vlans,
+    network,
+    stacks,
+    bandwidth,
+    marking,
+    capacity,
+)
 
 
 def load(path: Path) -> Topology:
@@ -38,7 +64,7 @@ def loads(text: str, filename: str) -> Topology:
     problems = Problems(filename)
     try:
         draft = _draft(text.removeprefix("\ufeff"), problems)
-        for stage in (references, teams, addressing, network, capacity):
+        for stage in _STAGES:
             stage.check(draft)
     except Enough:
         problems.raise_if_any()

@@ -1,178 +1,53 @@
-"""The physical network: no loops, and an MTU that doesn't narrow along a path."""
+"""The physical network: who must reach whom over its cables, in one VLAN."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from dataclasses import dataclass
-from itertools import groupby, pairwise
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import TYPE_CHECKING, TypeAlias
 
-from testbed.topology.leaves import MAX_MTU
+from testbed.topology import mtu
+from testbed.topology.cables import lay_cables
+from testbed.topology.segments import entries
+from testbed.topology.teams import uplinks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from netaddr import IPNetwork
+    from netaddr import IPAddress, IPNetwork
 
-    from testbed.topology.draft import Draft, SwitchDraft
-    from testbed.topology.problems import Path
-    from testbed.topology.schema import Vmk
+    from testbed.topology.cables import Cables
+    from testbed.topology.draft import Draft
+    from testbed.topology.segments import Entry
 
 # vSphere's configuration maximums for vMotion NICs of one host
 MAX_1G_VMOTION_NICS, MAX_10G_VMOTION_NICS = 16, 4
 _TEN_GBIT = 10**10
+_MAX_NAMED = 8
 
-
-@dataclass(frozen=True, slots=True)
-class _Vmotion:
-    """A vMotion vmk and where it enters the physical network; `mtu` is what it sends."""
-
-    label: str
-    path: Path
-    switch: str
-    mtu: int
-    network: IPNetwork
-
-
-class _Groups:
-    """Switches that are joined, as a union-find."""
-
-    def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-
-    def root(self, name: str) -> str:
-        """The one that stands for all that are joined with it."""
-        parent = self._parent
-        while (above := parent.setdefault(name, name)) != name:
-            parent[name] = parent[above]
-            name = above
-        return name
-
-    def join(self, a: str, b: str) -> None:
-        """Make the groups of both one."""
-        self._parent[self.root(a)] = self.root(b)
-
-
-@dataclass(slots=True)
-class _Cables:
-    """Who is cabled to whom, without the links that would close a loop.
-
-    `sure` is False when a link has a mistake, so that a cable may only seem to be missing.
-    """
-
-    neighbours: dict[str, list[str]]
-    groups: _Groups
-    sure: bool
+_Missing: TypeAlias = "dict[int, dict[int, tuple[Entry, Entry]]]"
+"""By link and VLAN: two that need it."""
 
 
 def check(draft: Draft) -> None:
-    """Report loops, MTUs that narrow along a path, and too many vMotion NICs."""
-    cables = _lay_cables(draft)
+    """Report loops, VLANs and MTUs that a path doesn't carry, and too many vMotion NICs."""
+    cables = lay_cables(draft)
+    adapters = [entry for entry in entries(draft) if entry.carried]
+    routers = {a.ip: entry for entry in adapters if entry.kind == "router" for a in entry.addresses}
+    mtu.check(draft, cables, adapters, routers)
     for host in draft.file.hosts:
-        for vswitch in draft.switches[host]:
-            _host_mtus(draft, host, vswitch)
-        _nic_mtus(draft, host)
-        _vmk_mtus(draft, host)
         _vmotion_nics(draft, host)
-    _vmotion_paths(draft, cables)
-
-
-def _lay_cables(draft: Draft) -> _Cables:
-    sure = not {"links", "switches"} & draft.incomplete
-    cables = _Cables(defaultdict(list), _Groups(), sure)
-    number_of: dict[frozenset[str], int] = {}
-    for number, link in enumerate(draft.file.links):
-        path: Path = ("links", number, "between")
-        if len(link.between) != 2 or None in link.between:
-            cables.sure = False
-            continue
-        a, b = (end or "" for end in link.between)
-        cables.sure &= a != b and a in draft.file.switches and b in draft.file.switches
-        if a == b:
-            message = f"the link joins {a} to itself"
-            draft.problems.add(path, message, "name two different switches")
-        elif cables.groups.root(a) == cables.groups.root(b):
-            way = _way(cables.neighbours, a, b)
-            loop = [number_of[frozenset(pair)] for pair in pairwise(way)]
-            links = ", ".join(f"links[{n}]" for n in sorted([*loop, number])[:8])
-            draft.problems.add(
-                path,
-                f"{a} - {b} closes a loop with {' - '.join(way[:8])} ({links})",
-                "remove one of these links: physical switches run no spanning tree here",
-            )
-        else:
-            cables.groups.join(a, b)
-            cables.neighbours[a].append(b)
-            cables.neighbours[b].append(a)
-            number_of[frozenset((a, b))] = number
-    return cables
-
-
-def _way(neighbours: dict[str, list[str]], start: str, goal: str) -> list[str]:
-    """The switches from start to goal, which are joined."""
-    before: dict[str, str] = {start: start}
-    waiting = deque([start])
-    while waiting and goal not in before:
-        here = waiting.popleft()
-        for there in neighbours.get(here, ()):
-            if there not in before:
-                before[there] = here
-                waiting.append(there)
-    way = [goal]
-    while way[-1] != start:
-        way.append(before[way[-1]])
-    return way[::-1]
-
-
-def _host_mtus(draft: Draft, host: str, vswitch: SwitchDraft) -> None:
-    """A virtual switch's MTU fits its vmnics, and theirs the physical switch."""
-    for vmnic in vswitch.uplinks:
-        nic = draft.nic(host, vmnic)
-        if nic is None:
-            continue
-        path: Path = ("hosts", host, "nics", vmnic, "mtu")
-        if nic.mtu is not None and vswitch.mtu is not None and vswitch.mtu > nic.mtu:
-            draft.problems.add(
-                path,
-                f"MTU {nic.mtu} of {vmnic} is narrower than {vswitch.mtu} of {vswitch.name},"
-                " whose uplink it is",
-                f"raise it to {vswitch.mtu}, or lower that of {vswitch.name}",
-            )
-
-
-def _nic_mtus(draft: Draft, host: str) -> None:
-    for vmnic, nic in draft.file.hosts[host].nics.items():
-        switch = draft.file.switches.get(nic.switch or "")
-        if switch is None or switch.mtu is None or nic.mtu is None or nic.mtu <= switch.mtu:
-            continue
-        draft.problems.add(
-            ("hosts", host, "nics", vmnic, "mtu"),
-            f"MTU {nic.mtu} is more than {switch.mtu} of the physical switch {nic.switch}",
-            f"raise that of {nic.switch} to {nic.mtu}, or lower this",
-        )
-
-
-def _vmk_mtus(draft: Draft, host: str) -> None:
-    for vmk, adapter in draft.file.hosts[host].vmks.items():
-        vswitch = draft.switch_of(host, adapter.portgroup)
-        if vswitch is None or vswitch.mtu is None or adapter.mtu is None:
-            continue
-        if adapter.mtu > vswitch.mtu:
-            draft.problems.add(
-                ("hosts", host, "vmks", vmk, "mtu"),
-                f"MTU {adapter.mtu} is more than {vswitch.mtu} of its virtual switch"
-                f" {vswitch.name}",
-                f"raise that of {vswitch.name} to {adapter.mtu}, or lower this",
-            )
+    _networks(draft, cables, adapters)
+    _gateways(draft, cables, adapters, routers)
+    _strangers(draft, cables, adapters)
 
 
 def _vmotion_nics(draft: Draft, host: str) -> None:
-    vmks = [v for v in draft.file.hosts[host].vmks.values() if "vmotion" in v.services]
     used = {
         vmnic
-        for vmk in vmks
+        for vmk in draft.file.hosts[host].vmks.values()
+        if "vmotion" in vmk.services and vmk.portgroup is not None
         if (vswitch := draft.switch_of(host, vmk.portgroup)) is not None
-        for vmnic in vswitch.uplinks
+        for vmnic in uplinks_of(vswitch, vmk.portgroup)
     }
     rates = [nic.rate for u in used if (nic := draft.nic(host, u)) is not None and nic.rate]
     fast = sum(rate >= _TEN_GBIT for rate in rates)
@@ -190,86 +65,134 @@ def _vmotion_nics(draft: Draft, host: str) -> None:
             )
 
 
-def _vmotion_adapters(draft: Draft) -> Iterator[_Vmotion]:
-    for host, of in draft.file.hosts.items():
-        for name, vmk in of.vmks.items():
-            if "vmotion" in vmk.services:
-                yield from _entries(draft, host, name, vmk)
+def _networks(draft: Draft, cables: Cables, adapters: Iterable[Entry]) -> None:
+    """Report adapters of one network that are divided by links, VLANs or missing cables."""
+    networks: dict[IPNetwork, dict[int, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in adapters:
+        for address in entry.addresses:
+            networks[address.cidr][entry.vlan].append(entry)
+    missing: _Missing = defaultdict(dict)
+    for network, by_vlan in networks.items():
+        for vlan, members in by_vlan.items():
+            _trunks(cables, vlan, members, missing)
+        vmotion = [e for members in by_vlan.values() for e in members if e.vmotion]
+        if len({entry.path for entry in vmotion}) > 1:
+            _vmotion(draft, cables, network, vmotion)
+    for number, vlans in sorted(missing.items()):
+        needed = ", ".join(
+            f"{_vlan(vlan)} ({a.label} to {b.label})"
+            for vlan, (a, b) in [*vlans.items()][:_MAX_NAMED]
+        )
+        ends = " - ".join(end or "" for end in draft.file.links[number].between)
+        draft.problems.add(
+            ("links", number, "vlans"),
+            f"the link {ends} doesn't carry {needed}",
+            f"add {', '.join(str(vlan) for vlan in [*vlans][:_MAX_NAMED])} to its vlans",
+        )
 
 
-def _entries(draft: Draft, host: str, name: str, vmk: Vmk) -> Iterator[_Vmotion]:
-    vswitch = draft.switch_of(host, vmk.portgroup)
-    if vswitch is None or vmk.mtu is None:
-        return
-    for vmnic in vswitch.uplinks[:1]:
-        nic = draft.nic(host, vmnic)
-        if nic is None or nic.switch not in draft.file.switches:
-            return
-        # What the ways in narrow is reported there: here only what lies between counts.
-        at_switch = draft.file.switches[nic.switch].mtu
-        mtu = min(m for m in (vmk.mtu, vswitch.mtu, nic.mtu, at_switch) if m is not None)
-        for address in vmk.ip:
-            if address is not None:
-                path = ("hosts", host, "vmks", name)
-                yield _Vmotion(f"{name} of {host}", path, nic.switch, mtu, address.cidr)
+def _vlan(vlan: int) -> str:
+    return f"VLAN {vlan}" if vlan else "untagged frames"
 
 
-def _vmotion_paths(draft: Draft, cables: _Cables) -> None:
-    """Report vMotion vmks of one network that can't reach one another at their MTU."""
-    networks: dict[IPNetwork, dict[str, list[_Vmotion]]] = defaultdict(lambda: defaultdict(list))
-    for adapter in _vmotion_adapters(draft):
-        networks[adapter.network][cables.groups.root(adapter.switch)].append(adapter)
-    widths = {name: switch.mtu or MAX_MTU for name, switch in draft.file.switches.items()}
-    widest_first = sorted(widths, key=lambda name: -widths[name])
-    for network, joined in networks.items():
-        first, *others = (adapters[0] for adapters in joined.values())
-        for other in others if cables.sure else ():
+def _trunks(cables: Cables, vlan: int, members: Sequence[Entry], missing: _Missing) -> None:
+    """Note the links that don't carry a VLAN between members of one network."""
+    joined = cables.in_vlan(vlan)
+    first: dict[str, Entry] = {}  # by what cables join
+    for entry in members:
+        start = first.setdefault(cables.groups.root(entry.switch), entry)
+        if joined.root(start.switch) != joined.root(entry.switch):
+            number = cables.without(cables.way(start.switch, entry.switch), vlan)
+            if number is not None:
+                missing[number].setdefault(vlan, (start, entry))
+
+
+def _vmotion(draft: Draft, cables: Cables, network: IPNetwork, members: list[Entry]) -> None:
+    """Report vMotion's adapters of one network that no cable joins, or in different VLANs."""
+    first = members[0]
+    roots = {cables.groups.root(first.switch)}
+    vlans = {first.vlan}
+    for entry in members[1:]:
+        root = cables.groups.root(entry.switch)
+        if entry.vlan not in vlans:
+            vlans.add(entry.vlan)
             draft.problems.add(
-                other.path,
-                f"{other.label} has no cable to {first.label}, though both are in {network}:"
-                f" {other.switch} and {first.switch} are not linked",
-                "add a link, or use different networks and a router",
-                at_key=True,
+                (*entry.path, "portgroup"),
+                f"{entry.label} is in {_named(entry)}, {first.label} in {_named(first)}, though"
+                f" both are in {network}",
+                "use one VLAN in one network, or different networks and a router",
             )
-        for adapters in joined.values():
-            if len({adapter.switch for adapter in adapters}) > 1:
-                _narrow(draft, cables, adapters, widths, widest_first)
+        elif root not in roots and cables.sure:
+            roots.add(root)
+            apart = f"{entry.switch} and {first.switch} are not linked"
+            message = f"{entry.label} has no cable to {first.label}, though both are in {network}"
+            if entry.path == first.path:
+                message = f"the team of {entry.label} has uplinks in two networks"
+            remedy = "add a link, or use different networks and a router"
+            draft.problems.add(entry.path, f"{message}: {apart}", remedy, at_key=True)
 
 
-def _narrow(
-    draft: Draft,
-    cables: _Cables,
-    adapters: list[_Vmotion],
-    widths: dict[str, int],
-    widest_first: list[str],
+def _named(entry: Entry) -> str:
+    return f"VLAN {entry.vlan}" if entry.vlan else "no VLAN"
+
+
+def _gateways(
+    draft: Draft, cables: Cables, adapters: Iterable[Entry], routers: Mapping[IPAddress, Entry]
 ) -> None:
-    """Report switches that divide adapters with a larger MTU than they have themselves.
+    """Report gateways that are in another VLAN, or that no cable leads to."""
+    for entry in adapters:
+        for gateway in entry.gateways:
+            leg = routers.get(gateway)
+            if leg is None or not any(gateway in address for address in entry.addresses):
+                continue
+            if leg.vlan != entry.vlan:
+                draft.problems.add(
+                    (*entry.path, "portgroup"),
+                    f"{entry.label} is in {_named(entry)}, its gateway {gateway} of {leg.label} in"
+                    f" {_named(leg)}",
+                    "use the same VLAN at both",
+                )
+            elif cables.sure and cables.groups.root(leg.switch) != cables.groups.root(entry.switch):
+                draft.problems.add(
+                    entry.path,
+                    f"{entry.label} has no cable to its gateway {gateway}: {entry.switch} and"
+                    f" {leg.switch} of {leg.label} are not linked",
+                    "add a link, or move the router's interface",
+                    at_key=True,
+                )
 
-    From the largest MTU down, the switches that carry it open; the adapters that send it
-    must then be joined by open switches.
+
+def _strangers(draft: Draft, cables: Cables, adapters: Sequence[Entry]) -> None:
+    """Report a vmk that is alone in its network, in a segment where its like are in another.
+
+    Several networks in one VLAN are legal, so each has to have a second member, or the vmk a
+    gateway. Its like are the vmks of other hosts in the same port group with the same services.
     """
-    closed = deque(widest_first)
-    open_switches: set[str] = set()
-    groups = _Groups()
-    parts: dict[str, _Vmotion] = {}
-    for mtu, level in groupby(sorted(adapters, key=lambda a: -a.mtu), key=lambda a: a.mtu):
-        while closed and widths[closed[0]] >= mtu:
-            switch = closed.popleft()
-            open_switches.add(switch)
-            for there in cables.neighbours.get(switch, ()):
-                if there in open_switches:
-                    groups.join(switch, there)
-        before, parts = parts, {}
-        for adapter in (*before.values(), *level):
-            parts.setdefault(groups.root(adapter.switch), adapter)
-        first, *others = parts.values()
-        for other in others:
-            way = _way(cables.neighbours, first.switch, other.switch)
-            narrow = next(s for s in way if widths.get(s, MAX_MTU) < mtu)
-            draft.problems.add(
-                ("switches", narrow, "mtu"),
-                f"MTU {widths[narrow]} of {narrow} narrows the path from {first.label} to"
-                f" {other.label}, which send {mtu}",
-                f"raise it to {mtu}, or lower the MTU of the two vmks",
+    members: dict[tuple[IPNetwork, int, str], set[tuple[str | int, ...]]] = defaultdict(set)
+    groups: dict[tuple[str, int, str, frozenset[str | None], int], dict[IPNetwork, Entry]]
+    groups = defaultdict(dict)
+    for entry in adapters:
+        root = cables.groups.root(entry.switch)
+        for address in entry.addresses:
+            members[address.cidr, entry.vlan, root].add(entry.path)
+            if entry.kind != "vmk":
+                continue
+            vmk = draft.file.hosts[str(entry.path[1])].vmks[str(entry.path[3])]
+            like = (entry.portgroup, entry.vlan, root, frozenset(vmk.services), address.version)
+            groups[like].setdefault(address.cidr, entry)
+    for (_, vlan, root, _, _), networks in groups.items():
+        usual = max(networks, key=lambda n: len(members[n, vlan, root]))
+        for network, entry in networks.items():
+            other = networks[usual]
+            alone = len(members[network, vlan, root]) == 1 and not any(
+                gateway in network for gateway in entry.gateways
             )
-        parts = {groups.root(first.switch): first}
+            if network == usual or not alone or entry.path[1] == other.path[1]:
+                continue
+            number = next(n for n, a in enumerate(entry.addresses) if a.cidr == network)
+            draft.problems.add(
+                (*entry.path, "ip", number),
+                f"{entry.addresses[number]} is of another network than {other.label}"
+                f" ({usual}) in the same port group {entry.portgroup}",
+                f"give it an address in {usual}, or a gateway and a router in {network}",
+            )

@@ -111,6 +111,11 @@ class Problems:
         value = None if node is None else node.value
         return shown(value) if isinstance(value, str) else "it"
 
+    def line(self, path: Path) -> int:
+        """The line in which a value stands."""
+        node, _ = self._find(path)
+        return 1 if node is None else node.line
+
     def nearest(self, name: str, known: Iterable[str]) -> str | None:
         """The known name that was probably meant."""
         self._suggestions += 1

@@ -170,7 +170,9 @@ class Nioc(FileObject):
     vdp: TrafficAllocation | None = _type("vSphere Data Protection.")
     backupNfc: TrafficAllocation | None = _type("Backup over NFC.")  # noqa: N815
     nvmetcp: TrafficAllocation | None = _type("NVMe over TCP.")
-    provisioning: TrafficAllocation | None = _type("Provisioning: cold migration, cloning and snapshots.")
+    provisioning: TrafficAllocation | None = _type(
+        "Provisioning: cold migration, cloning and snapshots."
+    )
     idle_reservations: policies.IdleReservations = Field(
         "lost",
         description="lost: what is reserved and not in use is nobody's; lent: others use it "
