@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from testbed.lab.directory import LabDirectory
     from testbed.measure.endpoint import Endpoint
+    from testbed.report.result import WireReport
 
 LAB = click.option("--lab", help="The lab; needed when several are up.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -17,8 +19,8 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def _ends(
     lab: str | None, source: str, destination: str, command: str
-) -> tuple[Endpoint, Endpoint]:
-    """Both adapters of a running lab, with addresses of one IP version."""
+) -> tuple[LabDirectory, tuple[Endpoint, Endpoint]]:
+    """The lab, and both adapters of it, with addresses of one IP version."""
     from testbed.kernel import netns
     from testbed.lab.adapters import adapter, common_addresses
     from testbed.lab.enter import running_lab
@@ -26,15 +28,30 @@ def _ends(
     from testbed.measure.endpoint import Endpoint
 
     require_root(f"{command} {source} {destination}")
-    _, journal = running_lab(lab)
+    directory, journal = running_lab(lab)
     a, b = adapter(journal.plan, source), adapter(journal.plan, destination)
     ours, theirs = common_addresses(a, b)
-    return (
+    return directory, (
         # Not bound to the devices: with them Linux takes any address for a neighbour's, route
         # or none. The address's own routing table leads to its adapter.
         Endpoint(netns.path_of(a.netns), ours),
         Endpoint(netns.path_of(b.netns), theirs),
     )
+
+
+def _refuse_troubled(wires: tuple[WireReport, ...]) -> None:
+    """A figure that a delay line has spoilt is none: it is shown, and the command fails.
+
+    Raises:
+        MeasurementError: a wire was not the link that was asked for.
+    """
+    from testbed.errors import MeasurementError
+
+    troubles = [f"{wire.link}: {wire.trouble}" for wire in wires if wire.trouble]
+    if troubles:
+        raise MeasurementError(
+            f"the result is not valid: {'; '.join(troubles)}; run it again on a quieter machine"
+        )
 
 
 @click.command("iperf")
@@ -60,17 +77,19 @@ def iperf_command(
 
     A measurement that was cut short or failed has no result: exit code 1.
     """
+    from testbed.lab.wires import over_wires
     from testbed.measure.iperf import measure
     from testbed.measure.iperf_result import IperfTest
     from testbed.units import format_rate, format_size
 
-    ends = _ends(lab, source, destination, "iperf")
+    directory, ends = _ends(lab, source, destination, "iperf")
     test = IperfTest(
         duration_s=duration_s, streams=streams, reverse=reverse, congestion_control=congestion
     )
-    result = measure(*ends, test)
+    result, wires = over_wires(directory, lambda: measure(*ends, test))
     if as_json:
-        click.echo(json.dumps(asdict(result), indent=2))
+        click.echo(json.dumps(asdict(result) | {"wires": list(map(asdict, wires))}, indent=2))
+        _refuse_troubled(wires)
         return
     click.echo(
         f"{source} -> {destination}{' (reverse)' if reverse else ''}:"
@@ -78,6 +97,7 @@ def iperf_command(
         f" in {result.duration_ns / 1e9:.2f} s, {result.retransmits} retransmits,"
         f" {result.streams} x TCP {result.congestion_control}, MSS {result.mss_bytes}"
     )
+    _refuse_troubled(wires)
 
 
 @click.command("ping")
@@ -106,6 +126,7 @@ def ping_command(
     import sys
 
     from testbed.errors import InputError
+    from testbed.lab.wires import over_wires
     from testbed.measure.ping import PingTest, measure
     from testbed.units import format_duration, parse_duration_ns
 
@@ -113,13 +134,13 @@ def ping_command(
         interval_ns = parse_duration_ns(interval)
     except ValueError as error:
         raise InputError(f"--interval: {error}") from error
-    ends = _ends(lab, source, destination, "ping")
+    directory, ends = _ends(lab, source, destination, "ping")
     test = PingTest(
         count=count, interval_ns=interval_ns, payload_bytes=size, dont_fragment=dont_fragment
     )
-    result = measure(*ends, test)
+    result, wires = over_wires(directory, lambda: measure(*ends, test))
     if as_json:
-        click.echo(json.dumps(asdict(result), indent=2))
+        click.echo(json.dumps(asdict(result) | {"wires": list(map(asdict, wires))}, indent=2))
     else:
         click.echo(
             f"{source} -> {destination}: {result.sent} sent, {result.received} received,"
@@ -128,5 +149,6 @@ def ping_command(
             f" median, {format_duration(result.p99_ns)} p99,"
             f" {format_duration(result.maximum_ns)} most"
         )
+    _refuse_troubled(wires)
     if result.lost:
         sys.exit(1)

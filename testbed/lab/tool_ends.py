@@ -2,45 +2,78 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
 
+from testbed import topology as topologies
 from testbed.errors import InputError
 from testbed.kernel import netns
 from testbed.lab.adapters import adapter, adapters
 from testbed.lab.enter import netns_of
 from testbed.measure.endpoint import Endpoint
 from testbed.measure.source import source_address
-from testbed.plan.steps import Bridge, Netns, Veth
+from testbed.plan.steps import Address, Bridge, Netns, Veth
 
 if TYPE_CHECKING:
     from testbed.lab.journal import Journal
     from testbed.plan.plan import Plan
 
 
-def ends(journal: Journal, node: str, vmk: str | None, to: str) -> tuple[Endpoint, Endpoint]:
+def ends(
+    journal: Journal, node: str, vmk: str | None, to: str, netstack: str | None = None
+) -> tuple[Endpoint, Endpoint]:
     """Where a tool of `node` sends from, and to.
 
-    `to` is an address or NODE/ADAPTER. With `vmk` the way out is that adapter; without one the
-    kernel's routing chooses it and the address.
+    `to` is an address or NODE/ADAPTER. With `vmk` the way out is that adapter, with `netstack`
+    one of that TCP/IP stack; without them the kernel's routing chooses it and the address, as
+    it does for the host's default stack.
 
     Raises:
-        InputError: there is no such node, adapter or address of one IP version.
+        InputError: there is no such node, adapter, stack, or address of one IP version.
         MeasurementError: no route leads there.
     """
     plan, name = journal.plan, netns_of(journal, node)
     here = netns.path_of(name)
     targets = destinations(plan, to)
-    if vmk is not None:
-        ours = adapter(plan, f"{node}/{vmk}")
-        for version in (4, 6):
-            sources = [address for address, v in ours.addresses if v == version]
-            wanted = [address for address, v in targets if v == version]
-            if sources and wanted:
-                return Endpoint(here, sources[0], ours.device), Endpoint(here, wanted[0])
-        raise InputError(f"{ours.name} has no address of the IP version of {to}")
-    target = targets[0][0]
-    return Endpoint(here, source_address(here, target)), Endpoint(here, target)
+    if netstack is not None:
+        members = _members(journal, node, netstack)
+        if vmk is not None and vmk not in members:
+            raise InputError(f"{vmk} of {node} isn't in its stack {netstack!r}: {members} are")
+        vmk = vmk or _nearest(plan, node, members, targets)
+    if vmk is None:
+        target = targets[0][0]
+        return Endpoint(here, source_address(here, target)), Endpoint(here, target)
+    ours = adapter(plan, f"{node}/{vmk}")
+    for version in (4, 6):
+        sources = [address for address, v in ours.addresses if v == version]
+        wanted = [address for address, v in targets if v == version]
+        if sources and wanted:
+            return Endpoint(here, sources[0], ours.device), Endpoint(here, wanted[0])
+    raise InputError(f"{ours.name} has no address of the IP version of {to}")
+
+
+def _members(journal: Journal, node: str, netstack: str) -> list[str]:
+    """The vmks of a host's TCP/IP stack."""
+    topology = topologies.loads(journal.topology_text, journal.topology_file)
+    vmks = next((host.vmks for host in topology.hosts if host.name == node), ())
+    members = [vmk.name for vmk in vmks if vmk.netstack == netstack]
+    if not members:
+        stacks = ", ".join(sorted({vmk.netstack for vmk in vmks})) or "none"
+        raise InputError(f"{node} has no TCP/IP stack {netstack!r} with a vmk; it has: {stacks}")
+    return members
+
+
+def _nearest(
+    plan: Plan, node: str, members: list[str], targets: tuple[tuple[str, int], ...]
+) -> str:
+    """The member whose network a target is in, else the first: its gateway is the stack's."""
+    where = {step.name for step in plan.steps if isinstance(step, Netns) and step.node == node}
+    for step in plan.steps:
+        if isinstance(step, Address) and step.netns in where and step.dev in members:
+            network = ip_interface(step.address).network
+            if any(ip_address(address) in network for address, _ in targets):
+                return step.dev
+    return members[0]
 
 
 def destinations(plan: Plan, to: str) -> tuple[tuple[str, int], ...]:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from testbed.errors import LabError
 from testbed.kernel import delay_line
 from testbed.kernel.lateness import DirectionStatistics, verdict
 from testbed.kernel.observation import observe
 from testbed.lab.child import Child, checked
+from testbed.lab.client import request
+from testbed.plan.plan import kernel_steps
 from testbed.plan.policies import Delay, DelayLine, Netem
 from testbed.report.result import WireDirection, WireReport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testbed.lab.directory import LabDirectory
     from testbed.lab.lines import Message
     from testbed.plan.plan import Plan
 
 START_DEADLINE_S = 30.0
 ANSWER_DEADLINE_S = 5.0
+T = TypeVar("T")
 LINE = "delay line on NFQUEUE"
 
 
@@ -107,10 +113,10 @@ async def _read(step: DelayLine, line: Child) -> Message:
     try:
         if line.trouble is not None:
             raise LabError(line.trouble)
-        answer = await line.call({"command": "statistics"}, ANSWER_DEADLINE_S)
+        answer = await line.call({"command": "report"}, ANSWER_DEADLINE_S)
     except LabError as error:
         return {**common, "directions": None, "trouble": f"its delay line has died: {error}"}
-    return {**common, "directions": answer["directions"], "trouble": None}
+    return {**common, "directions": answer["reading"], "trouble": None}
 
 
 def _netems(plan: Plan) -> Message:
@@ -119,7 +125,7 @@ def _netems(plan: Plan) -> Message:
     if not steps:
         return {}
     found: Message = {}
-    seen = observe([step for step in plan.steps if not isinstance(step, DelayLine)])
+    seen = observe(kernel_steps(plan.steps))
     for step in steps:
         link = step.netns.rpartition(".")[2].replace("+", " - ")
         one = found.setdefault(
@@ -128,8 +134,24 @@ def _netems(plan: Plan) -> Message:
         at = seen[f"link {step.netns}/{step.dev}"]
         # The first end's port sends what comes from the second: `back` is listed last.
         one["delays"].insert(0, [step.delay_ns, step.jitter_ns])
-        one["directions"].insert(0, {"frames": at.link.counters.tx_packets, "dropped": at.dropped})
+        frames = at.link.counters.tx_packets if at.link.counters else 0
+        dropped = at.qdisc.dropped if at.qdisc else 0
+        one["directions"].insert(0, {"frames": frames, "dropped": dropped})
     return found
+
+
+def over_wires(
+    directory: LabDirectory, measure: Callable[[], T]
+) -> tuple[T, tuple[WireReport, ...]]:
+    """Measure something in a running lab, and what its links with latency did meanwhile.
+
+    Raises:
+        LabError: the lab's supervisor does not answer; and whatever `measure` raises.
+    """
+    ask = {"command": "wires"}
+    before = request(directory, ask, timeout_s=ANSWER_DEADLINE_S)
+    result = measure()
+    return result, reports(before, request(directory, ask, timeout_s=ANSWER_DEADLINE_S))
 
 
 def reports(before: Message, after: Message) -> tuple[WireReport, ...]:
