@@ -26,12 +26,17 @@ COMMANDS = {
     "exec": ("testbed.cli.node", "Run a command in a node of a lab."),
     "shell": ("testbed.cli.node", "Open a shell in a node of a lab."),
     "migrate": ("testbed.cli.migrate", "Migrate a VM to another host and measure it."),
+    "link": ("testbed.cli.link", "Cut, restore or change a link of a running lab, for a time too."),
+    "iochain": ("testbed.cli.iochain", "Show what a port does with frames, with its counters."),
     "report": ("testbed.cli.migrate", "Show a stored result again, or write its HTML page."),
     "iperf": ("testbed.cli.measure", "Measure TCP throughput between two adapters."),
     "ping": ("testbed.cli.measure", "Measure round trips between two adapters."),
     "vmkping": ("testbed.cli.reach", "Ping from a host as ESXi's vmkping does."),
     "traceroute": ("testbed.cli.reach", "Show the routers between a host and an address."),
     "nc": ("testbed.cli.reach", "Try a TCP port from a host, or listen on one."),
+    "net-stats": ("testbed.cli.live", "List the ports of a host, or their counters and rates."),
+    "top": ("testbed.cli.live", "Watch what passes every port, uplink and traffic class."),
+    "pktcap": ("testbed.cli.pktcap", "Capture frames at an adapter into a pcapng file."),
     "doctor": ("testbed.cli.doctor", "Tell what this machine has and what each feature will use."),
 }
 

@@ -30,15 +30,17 @@ def duration_ns(text: str, option: str) -> int:
 
 
 def _ends(
-    lab: str | None, node: str, vmk: str | None, to: str, command: str
+    lab: str | None, node: str, way: tuple[str | None, str | None], to: str, command: str
 ) -> tuple[Plan, Endpoint, Endpoint]:
+    """The plan and both ends; `way` is the vmk and the TCP/IP stack asked for."""
     from testbed.lab.enter import running_lab
     from testbed.lab.privilege import require_root
     from testbed.lab.tool_ends import ends
 
     require_root(command)
     _, journal = running_lab(lab)
-    return journal.plan, *ends(journal, node, vmk, to)
+    vmk, netstack = way
+    return journal.plan, *ends(journal, node, vmk, to, netstack)
 
 
 @click.command("vmkping")
@@ -50,6 +52,7 @@ def _ends(
 @click.option("-c", "--count", default=3, show_default=True)
 @click.option("-i", "--interval", default="1s", show_default=True, metavar="TIME")
 @click.option("-W", "--timeout", default="1s", show_default=True, metavar="TIME")
+@click.option("-S", "--netstack", metavar="NAME", help="Send from this TCP/IP stack: vmotion.")
 @click.option("--find-mtu", is_flag=True, help="Search for the largest packet that passes.")
 @LAB
 def vmkping_command(
@@ -61,6 +64,7 @@ def vmkping_command(
     count: int,
     interval: str,
     timeout: str,
+    netstack: str | None,
     find_mtu: bool,
     lab: str | None,
 ) -> None:
@@ -79,7 +83,8 @@ def vmkping_command(
         dont_fragment=dont_fragment,
         timeout_ns=duration_ns(timeout, "--timeout"),
     )
-    plan, ours, theirs = _ends(lab, host, vmk, destination, f"vmkping {host} {destination}")
+    called = f"vmkping {host} {destination}"
+    plan, ours, theirs = _ends(lab, host, (vmk, netstack), destination, called)
     address = theirs.address
     click.echo(f"PING {destination} ({address}): {size} data bytes")
     round_trips: dict[int, int] = {}
@@ -186,7 +191,9 @@ def traceroute_command(
     from testbed.measure.traceroute import PAYLOAD, TraceTest, trace
 
     test = TraceTest(max_hops, probes, duration_ns(wait, "--wait"))
-    plan, ours, theirs = _ends(lab, host, vmk, destination, f"traceroute {host} {destination}")
+    plan, ours, theirs = _ends(
+        lab, host, (vmk, None), destination, f"traceroute {host} {destination}"
+    )
     names = node_of_address(plan)
     headers = 28 if theirs.ip_version == 4 else 48
     click.echo(
@@ -254,7 +261,7 @@ def nc_command(
     from testbed.measure.netcat import connect, exchange
 
     called = f"nc {host} {before[0]} {port}"
-    _, ours, theirs = _ends(lab, host, vmk, before[0], called)
+    _, ours, theirs = _ends(lab, host, (vmk, None), before[0], called)
     with connect(ours, theirs.address, port, wait_ns) as connection:
         click.echo(f"Connection to {theirs.address} {port} port [tcp/*] succeeded!", err=not scan)
         if not scan:

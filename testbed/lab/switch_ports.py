@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from testbed import topology as topologies
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from testbed.kernel.chain_cells import ChainCounters
-    from testbed.kernel.links import Counters
+    from testbed.kernel.chain_cells import Direction as ChainDirection
     from testbed.kernel.observation import Observation
     from testbed.lab.journal import Journal
     from testbed.plan.network import Network
@@ -144,10 +144,16 @@ def _reading(
     counters = seen.link.counters
     assert counters is not None
     queue = seen.qdisc.dropped if seen.qdisc is not None else 0
-    incoming, outgoing = _received(counters), _sent(counters, queue)
-    if chain is not None:
-        incoming = _with_drops(incoming, chain.incoming.drops)
-        outgoing = _with_drops(outgoing, chain.outgoing.drops)
+    incoming = Direction(
+        counters.rx_packets, counters.rx_bytes, counters.rx_dropped, counters.rx_errors
+    )
+    outgoing = Direction(
+        counters.tx_packets, counters.tx_bytes, counters.tx_dropped + queue, counters.tx_errors
+    )
+    if chain is not None:  # it counts a train of TCP segments as the packets of a wire
+        incoming, outgoing = _chained(incoming, chain.incoming), _chained(outgoing, chain.outgoing)
+    if seen.shape is not None:  # what has left the queue
+        outgoing = replace(outgoing, packets=seen.shape.sent_packets, bytes=seen.shape.sent_bytes)
     # What the switch's port receives is what the adapter plugged into it sends.
     tx, rx = (outgoing, incoming) if port.adapter is None else (incoming, outgoing)
     classes = {
@@ -158,21 +164,14 @@ def _reading(
     return PortReading(at_ns, tx, rx, seen.link.mtu, seen.link.running, classes)
 
 
-def _received(counters: Counters) -> Direction:
-    return Direction(
-        counters.rx_packets, counters.rx_bytes, counters.rx_dropped, counters.rx_errors
+def _chained(direction: Direction, counted: ChainDirection) -> Direction:
+    refused = sum(count for kind, count in counted.drops.items() if kind not in _FILTERS)
+    return replace(
+        direction,
+        packets=counted.packets,
+        bytes=counted.bytes,
+        dropped=direction.dropped + refused,
     )
-
-
-def _sent(counters: Counters, queue: int) -> Direction:
-    dropped = counters.tx_dropped + queue
-    return Direction(counters.tx_packets, counters.tx_bytes, dropped, counters.tx_errors)
-
-
-def _with_drops(direction: Direction, drops: dict[str, int]) -> Direction:
-    refused = sum(count for kind, count in drops.items() if kind not in _FILTERS)
-    dropped = direction.dropped + refused
-    return Direction(direction.packets, direction.bytes, dropped, direction.errors)
 
 
 def team_uplinks(ports: Sequence[SwitchPort]) -> dict[SwitchPort, str]:

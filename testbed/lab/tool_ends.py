@@ -6,13 +6,13 @@ from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
 
 from testbed import topology as topologies
-from testbed.errors import InputError
+from testbed.errors import InputError, MeasurementError
 from testbed.kernel import netns
 from testbed.lab.adapters import adapter, adapters
 from testbed.lab.enter import netns_of
 from testbed.measure.endpoint import Endpoint
 from testbed.measure.source import source_address
-from testbed.plan.steps import Address, Bridge, Netns, Veth
+from testbed.plan.steps import Address, Bridge, Netns, Route, Veth
 
 if TYPE_CHECKING:
     from testbed.lab.journal import Journal
@@ -48,6 +48,7 @@ def ends(
         sources = [address for address, v in ours.addresses if v == version]
         wanted = [address for address, v in targets if v == version]
         if sources and wanted:
+            _require_route(plan, name, ours.device, wanted[0])
             return Endpoint(here, sources[0], ours.device), Endpoint(here, wanted[0])
     raise InputError(f"{ours.name} has no address of the IP version of {to}")
 
@@ -74,6 +75,26 @@ def _nearest(
             if any(ip_address(address) in network for address, _ in targets):
                 return step.dev
     return members[0]
+
+
+def _require_route(plan: Plan, where: str, device: str, address: str) -> None:
+    """A socket bound to a device takes any address for a neighbour's where no route leads there."""
+    ip = ip_address(address)
+    networks = []
+    for step in plan.steps:
+        if not isinstance(step, Address | Route) or (step.netns, step.dev) != (where, device):
+            continue
+        if isinstance(step, Route) and step.destination == "default":
+            if step.family == ip.version:
+                return
+            continue
+        networks.append(step.address if isinstance(step, Address) else step.destination)
+        if ip in ip_interface(networks[-1]).network:
+            return
+    raise MeasurementError(
+        f"find the way from {device} to {address}: no route; its networks are"
+        f" {', '.join(dict.fromkeys(networks))}; give it a gateway or a route"
+    )
 
 
 def destinations(plan: Plan, to: str) -> tuple[tuple[str, int], ...]:

@@ -16,7 +16,7 @@ from testbed.measure.endpoint import socket_in
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from testbed.measure.pcapng import Direction
@@ -101,7 +101,7 @@ def capture(
     """Hand frames of `taps` to `keep` until enough came, time is up, or the event is set.
 
     `on_ready` is called when no frame will be missed any more. Frames of several taps come in
-    order of each.
+    order of each, and mostly in that of time.
 
     Raises:
         InputError: nothing would ever end it.
@@ -150,15 +150,21 @@ class _Run:
             if test.duration_ns is not None:
                 left_ns = began_ns + test.duration_ns - time.monotonic_ns()
                 left_s = min(left_s, left_ns / 1e9)
-            ready = select.select(self.taps, [], [], max(0.0, left_s))[0]
-            for tap in ready:
-                for frame in tap.frames(test):
+            if select.select(self.taps, [], [], max(0.0, left_s))[0]:
+                for frame in self.turn(test):
                     keep(frame)
                     self.kept += 1
                     if self.kept == test.count:
                         return
             if left_s <= 0:  # what had arrived by then has been read
                 return
+
+    def turn(self, test: CaptureTest) -> Iterable[Captured]:
+        """What waits now: of several taps in the order of time."""
+        if len(self.taps) == 1:
+            return self.taps[0].frames(test)
+        waiting = [frame for tap in self.taps for frame in tap.frames(test)]
+        return sorted(waiting, key=lambda frame: frame.unix_ns)
 
 
 class _Tap:
