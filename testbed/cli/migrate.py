@@ -53,6 +53,7 @@ def migrate_command(
     from testbed.lab.client import request
     from testbed.lab.enter import running_lab
     from testbed.lab.privilege import require_root
+    from testbed.report.figures import succeeded
     from testbed.report.files import make_directory
     from testbed.report.progress import progress
     from testbed.report.store import from_json
@@ -101,9 +102,7 @@ def migrate_command(
         _write(result, results)
     if result.failure is not None and interrupted:
         sys.exit(130)
-    if result.failure is not None or (
-        result.verification is not None and result.verification.pages_different
-    ):
+    if not succeeded(result):
         sys.exit(1)
 
 

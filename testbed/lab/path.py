@@ -10,6 +10,9 @@ from testbed.measure.theory import (
     ETHERNET_OVERHEAD_BYTES,
     tcp_goodput_bps,
 )
+from testbed.plan.hosts import uplink_classes, vmk_traffic
+from testbed.plan.shaping import htb_rate_bytes_per_s
+from testbed.plan.teaming import choose
 
 if TYPE_CHECKING:
     from netaddr import IPNetwork
@@ -67,7 +70,7 @@ def find_path(topology: Topology, a: End, b: End, mtu: int) -> Path | None:
     uplinks = [_uplink(topology, *end[:2]) for end in (a, b)]
     if uplinks[0] is None or uplinks[1] is None:
         return None
-    start, goal = uplinks[0].switch, uplinks[1].switch
+    start, goal = uplinks[0][0].switch, uplinks[1][0].switch
     found = (
         _walk(topology, start, goal)
         if a[2].cidr == b[2].cidr
@@ -76,7 +79,9 @@ def find_path(topology: Topology, a: End, b: End, mtu: int) -> Path | None:
     if found is None:
         return None
     nodes, links = found
-    links += tuple((uplink.rate_bps, uplink.mtu) for uplink in uplinks if uplink)
+    links += tuple(
+        (rate_bps, uplink[0].mtu) for uplink in uplinks if uplink for rate_bps in uplink[1]
+    )
     shaped = tuple((rate_bps, its_mtu) for rate_bps, its_mtu in links if rate_bps is not None)
     return Path(nodes, shaped, mtu)
 
@@ -122,9 +127,28 @@ def _walk(topology: Topology, start: str, goal: str) -> Walk | None:
     return None
 
 
-def _uplink(topology: Topology, host_name: str, vmk_name: str) -> Uplink | None:
-    """The vmnic that a vmk's traffic leaves by."""
+def _uplink(
+    topology: Topology, host_name: str, vmk_name: str
+) -> tuple[Uplink, tuple[int | None, ...]] | None:
+    """The vmnic that a vmk's traffic leaves by while all are alive, and the rates it may have.
+
+    Those are the vmnic's, and what its traffic type and its port group allow.
+    """
     host = topology.host(host_name)
-    vmk = next(v for v in host.vmks if v.name == vmk_name)
+    number, vmk = next((n, v) for n, v in enumerate(host.vmks) if v.name == vmk_name)
     vswitch = next(v for v in host.vswitches if v.name == vmk.vswitch)
-    return next((u for u in host.uplinks if u.name in vswitch.uplinks), None)
+    group = vswitch.portgroup(vmk.portgroup)
+    name = choose(group.teaming, number, vmk.mac, vswitch.uplinks)
+    uplink = next((u for u in host.uplinks if u.name == name), None)
+    if uplink is None:
+        return None
+    traffic = vmk_traffic(vmk)
+    classes = uplink_classes(uplink, vswitch, topology)
+    allowed = [
+        uplink.rate_bps * one.ceil_bytes_per_s // htb_rate_bytes_per_s(uplink.rate_bps, uplink.mtu)
+        for one in classes
+        if one.name == traffic and uplink.rate_bps is not None
+    ]
+    if group.outgoing is not None:
+        allowed.append(group.outgoing.average_bps)
+    return uplink, (uplink.rate_bps, *allowed)

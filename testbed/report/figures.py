@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from testbed.units import format_byte_rate, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
-    from testbed.report.result import EngineReport, Iteration, MigrationResult
+    from testbed.report.result import EngineReport, Iteration, MigrationResult, WireReport
 
 COLUMNS = ("Phase", "Pages", "Size", "Duration", "Throughput", "Dirty pages", "Dirty rate")
 MOST_POINTS = 240
@@ -79,13 +79,15 @@ def verdict(result: MigrationResult) -> str:
     told = f"Moved {move} in {format_duration(result.engine.total_ns)}{compared}."
     if result.verification is not None and result.verification.pages_different:
         told += f" But {result.verification.pages_different:,} pages differ: the copy is wrong."
+    if result.invalid:
+        told += f" The figures are not valid: {result.invalid}."
     return told
 
 
 def succeeded(result: MigrationResult) -> bool:
-    """Whether the guest arrived, with every page that was compared."""
+    """Whether the guest arrived, with every page that was compared, over the links asked for."""
     differ = result.verification is not None and result.verification.pages_different > 0
-    return result.outcome == "completed" and not differ
+    return result.outcome == "completed" and not differ and result.invalid is None
 
 
 def nominal(result: MigrationResult, value: float, text: str, unit: str) -> str:
@@ -134,7 +136,30 @@ def summary(result: MigrationResult) -> list[Figure]:
         )
     else:
         found.append(Figure("Verification", "not asked for", "migrate --verify compares"))
+    found += [_wire_figure(wire) for wire in result.wires]
+    found += [Figure("Notice", notice, "from the topology") for notice in result.notices]
     return found
+
+
+def _wire_figure(wire: WireReport) -> Figure:
+    """A link with latency: what it was to do, and how well it did."""
+    parts = []
+    for way, direction in zip(("there", "back"), wire.directions, strict=False):
+        jitter = f" ± {format_duration(direction.jitter_ns)}" if direction.jitter_ns else ""
+        late = direction.late_p99_ns
+        text = f"{format_duration(direction.delay_ns)}{jitter} {way}"
+        if late is not None:
+            text += f" (99 % at most {format_duration(max(late, 0))} late)"
+        parts.append(text)
+    dropped = sum(direction.dropped for direction in wire.directions)
+    parts.append(f"{dropped:,} dropped")
+    if wire.trouble:
+        parts.append(f"NOT VALID: {wire.trouble}")
+    return Figure(
+        f"Link {wire.link}",
+        ", ".join(parts),
+        f"{wire.mechanism}: how much later than asked frames left it while this was measured",
+    )
 
 
 def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figure]:
