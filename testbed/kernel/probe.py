@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from testbed.kernel import htb, messages, netns, syscalls
+from testbed.errors import KernelError
+from testbed.kernel import bpf, htb, messages, netns, syscalls
+from testbed.kernel.assembler import Register, assemble, compute, leave
 from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.template import ACK, CREATE, EXCLUSIVE, Template
 from testbed.plan.policies import Shape
@@ -106,8 +108,8 @@ def _try_all() -> tuple[Capability, ...]:
                 present, detail = True, trial.attempt(opened)
             except RefusedError as refusal:
                 present, detail = False, refusal.cause
-            except OSError as error:
-                present, detail = False, str(error.strerror)
+            except (KernelError, OSError) as error:
+                present, detail = False, getattr(error, "strerror", None) or str(error)
             found.append(
                 Capability(
                     trial.name, present, detail, trial.used_for, trial.fallback, trial.install
@@ -124,7 +126,8 @@ def _trials() -> tuple[_Trial, ...]:
         _Trial("bridge", "switches and VMs' NICs", "", _MODULES, _bridge),
         _Trial("htb", "link rates, NIOC", "", _MODULES, _htb),
         _Trial("rps_cpus", "packet order on wires", "", "CONFIG_RPS", _rps),
-        _Trial("clsact", "VLANs, marking, teaming", "", _MODULES, _clsact),
+        _Trial("clsact", "IOChains of ports", "", _MODULES, _clsact),
+        _Trial("eBPF", "VLANs, security, marking, teaming, loss", "", "CONFIG_BPF_SYSCALL", _bpf),
         _Trial("netem", "latency of links", "delay line on NFQUEUE", _MODULES, _netem),
         _Trial("nfnetlink_queue", "delay line, where netem is missing", "netem", _QUEUE, _queue),
         _Trial("8021q", "nothing: eBPF tags frames", "eBPF on clsact", _MODULES, _vlan),
@@ -178,6 +181,12 @@ def _clsact(opened: Socket) -> str:
         attributes=[("TCA_KIND", "clsact")],
     )
     return _sent(opened, template.fill())
+
+
+def _bpf(_: Socket) -> str:
+    code = assemble([compute(Register.R0, "=", 0), leave()])
+    os.close(bpf.load_program("probe", code.link({}), "the probe"))
+    return "loaded a program"
 
 
 def _netem(opened: Socket) -> str:
