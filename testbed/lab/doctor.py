@@ -34,15 +34,18 @@ def diagnose() -> Diagnosis:
             "rates": _mechanism(found, "htb", "HTB, read back"),
             "dirty tracking": _tracking(),
             "iperf": _mechanism(found, "iperf3", "the iperf3 program"),
-            "latency, jitter, loss": "not built yet",
-            "VLAN, marking, teaming, NIOC": "not built yet",
+            "latency, jitter": _latency(found),
+            "VLAN, security, marking, teaming, loss": _mechanism(
+                found, "eBPF", "IOChains: eBPF on clsact at each port"
+            ),
+            "NIOC, QoS, queues, traffic shaping": _mechanism(found, "htb", "HTB classes"),
         },
         capabilities=tuple(found.values()),
         missing=tuple(name for name in INDISPENSABLE if found[name].present is False),
     )
 
 
-INDISPENSABLE = ("network namespaces", "veth", "bridge", "htb")
+INDISPENSABLE = ("network namespaces", "veth", "bridge", "htb", "clsact", "eBPF")
 
 
 def _mechanism(found: dict[str, Capability], name: str, mechanism: str) -> str:
@@ -50,6 +53,13 @@ def _mechanism(found: dict[str, Capability], name: str, mechanism: str) -> str:
     if has is None or has.present:
         return mechanism
     return "needs root to find out" if has.present is None else f"none: {has.detail}"
+
+
+def _latency(found: dict[str, Capability]) -> str:
+    """The same choice as `planning.plan_here` makes."""
+    if found["netem"].present:
+        return "netem"
+    return _mechanism(found, "nfnetlink_queue", "delay lines on NFQUEUE, a process for each link")
 
 
 def _tracking() -> str:
