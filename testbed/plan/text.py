@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from testbed.plan.policies import Chain, DelayLine, Netem, Offloads, Shape
+from testbed.plan.policy_text import describe_policy
 from testbed.plan.steps import (
     Address,
     Bridge,
     DatastoreDirectory,
+    End,
     Netns,
     PowerOn,
     Route,
@@ -14,7 +16,7 @@ from testbed.plan.steps import (
     Step,
     Veth,
 )
-from testbed.units import format_byte_rate, format_duration, format_rate, format_size
+from testbed.units import format_byte_rate, format_size
 
 
 def describe_undo(step: Step) -> str:
@@ -30,7 +32,8 @@ def describe(step: Step) -> str:  # noqa: PLR0911  (one line for each kind of st
         case Bridge():
             return f"bridge {step.name} in {step.netns}, MTU {step.mtu}"
         case Veth(a, b):
-            return f"veth {a.name} in {a.netns} <-> {b.name} in {b.netns}, MTU {a.mtu}/{b.mtu}"
+            ends = f"{a.name} in {a.netns} <-> {b.name} in {b.netns}"
+            return f"veth {ends}, MTU {a.mtu}/{b.mtu}{_settings(a)}{_settings(b)}"
         case Address():
             return f"address {step.address} on {step.dev} in {step.netns}"
         case Route():
@@ -41,7 +44,7 @@ def describe(step: Step) -> str:  # noqa: PLR0911  (one line for each kind of st
         case Rule():
             return f"rule from {step.source} table {step.table} in {step.netns}"
         case Shape() | Chain() | Offloads() | Netem() | DelayLine():
-            return _policy(step)
+            return describe_policy(step)
         case DatastoreDirectory():
             return f"datastore {step.name} for {', '.join(step.hosts)}"
         case PowerOn():
@@ -52,51 +55,16 @@ def describe(step: Step) -> str:  # noqa: PLR0911  (one line for each kind of st
             )
 
 
-def _policy(step: Shape | Chain | Offloads | Netem | DelayLine) -> str:
-    match step:
-        case Shape():
-            return f"HTB {_rates(step)} on {step.dev} in {step.netns}{_classes(step)}"
-        case Chain():
-            ways = [
-                f"{way} {', '.join(stage.kind for stage in stages)}"
-                for way, stages in (("in", step.incoming), ("out", step.outgoing))
-                if stages
-            ]
-            return f"IOChain on {step.dev} in {step.netns}: {'; '.join(ways) or 'no stages'}"
-        case Offloads():
-            tso, checksum = ("on" if on else "off" for on in (step.segmentation, step.checksum))
-            return f"offloads of {step.dev} in {step.netns}: TSO {tso}, checksum {checksum}"
-        case Netem():
-            delay = _delay(step.delay_ns, step.jitter_ns)
-            limit = f"at most {step.limit_packets} packets"
-            return f"netem {delay} on {step.dev} in {step.netns}, {limit}"
-        case DelayLine():
-            ways = [
-                f"{_delay(delay.delay_ns, delay.jitter_ns)} from {port}"
-                for port, delay in zip(step.ports, step.delays, strict=True)
-            ]
-            return f"delay line {step.link} in {step.netns}: {', '.join(ways)}"
-
-
-def _rates(step: Shape) -> str:
-    told = f"told {format_rate(step.htb_rate_bytes_per_s * 8)}"
-    peak = step.ceil_bytes_per_s
-    if peak is not None and peak != step.htb_rate_bytes_per_s:
-        told += f", peak {format_rate(peak * 8)}"
-    return f"{format_rate(step.rate_bps)} ({told}, burst {step.burst_bytes} B)"
-
-
-def _classes(step: Shape) -> str:
-    if not step.classes:
-        return ""
-    shares = [
-        f"{one.name} {format_rate(one.rate_bytes_per_s * 8)}"
-        f" to {format_rate(one.ceil_bytes_per_s * 8)}"
-        for one in step.classes
+def _settings(end: End) -> str:
+    """What of an end isn't the kernel's own."""
+    words = [
+        word
+        for word, applies in (
+            ("isolated", end.isolated),
+            ("without learning", not end.learning),
+            ("without flooding", not end.flooding),
+            (f"queue {end.queue_frames} frames", end.queue_frames is not None),
+        )
+        if applies
     ]
-    return f": {', '.join(shares)}"
-
-
-def _delay(delay_ns: int, jitter_ns: int) -> str:
-    jitter = f" ± {format_duration(jitter_ns)}" if jitter_ns else ""
-    return f"{format_duration(delay_ns)}{jitter}"
+    return f"; {end.name} {', '.join(words)}" if words else ""

@@ -13,7 +13,7 @@ from testbed.errors import KernelError
 from testbed.kernel import netns, sysctl
 from testbed.kernel.netlink import RefusedError, attributes
 from testbed.kernel.refusals import kernel_error
-from testbed.plan.policies import Shape
+from testbed.plan.policies import Chain, Netem, Offloads, Shape
 from testbed.plan.steps import Address, Bridge, End, Netns, Route, Rule, Veth
 
 
@@ -39,6 +39,9 @@ STEPS = [
     Route("lab-esx01", "default", "vmk1", 101, "", 4, "192.168.20.1"),
     Rule("lab-esx01", "192.168.20.11", 101, 4),
     Shape("lab-esx01", "vmnic0", 10**9, 1500, 123_000_000, 65536, ""),
+    Chain("lab-esx01", "vmnic0", "", (), ()),
+    Offloads("lab-esx01", "vmnic0", ""),
+    Netem("lab-esx01", "vmnic0", "", 10**6, 0, 1000),
 ]
 
 

@@ -1,13 +1,16 @@
 """A difference turns one plan into another, in an order that the kernel can follow."""
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.plan.difference import Difference, difference, powered_off
 from testbed.plan.plan import Plan, from_json, to_json
-from testbed.plan.policies import Shape
+from testbed.plan.policies import Chain, Delay, DelayLine, Netem, Offloads, Shape
+from testbed.plan.stages import Tag
 from testbed.plan.steps import (
     Address,
     Bridge,
@@ -86,6 +89,42 @@ def test_a_rate_is_altered_on_the_running_link() -> None:
     assert not change.undo
     assert not change.do
     assert len(change.alter) == 2
+
+
+def test_policies_are_altered_on_the_running_link() -> None:
+    one, other = (
+        Plan(
+            "lab",
+            (
+                *small_plan().steps,
+                Chain("h0", "nic", "link h0/nic", (Tag(vid),), ()),
+                Offloads("h0", "nic", "link h0/nic", segmentation=vid == 5),
+                Netem("sw", "p0", "link h0/nic", vid * 10**6, 0, 1000),
+                DelayLine("sw", "a - b", ("p0", "p1"), (Delay(vid), Delay(vid))),
+            ),
+        )
+        for vid in (5, 6)
+    )
+    change = difference(one, other)
+    assert not change.undo
+    assert not change.do
+    kinds = [new.kind for _, new in change.alter]
+    assert kinds == ["chain", "offloads", "netem", "delay_line"]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"isolated": True}, {"learning": False}, {"flooding": False}, {"queue_frames": 9}]
+)
+def test_a_ports_settings_make_another_wire(setting: dict[str, Any]) -> None:
+    old = small_plan()
+    steps = [
+        replace(s, a=replace(s.a, **setting)) if isinstance(s, Veth) and s.a.netns == "h0" else s
+        for s in old.steps
+    ]
+    change = difference(old, Plan("lab", tuple(steps)))
+    assert "veth" in [s.kind for s in change.undo]
+    assert "veth" in [s.kind for s in change.do]
+    assert not change.alter
 
 
 def test_an_mtu_is_altered_on_the_running_links() -> None:
