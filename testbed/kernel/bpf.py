@@ -73,13 +73,20 @@ def _error(attempt: str, target: str, error: OSError, more: str = "") -> KernelE
 # ---------------------------------------------------------------- maps
 
 
-def create_cells(name: str, size_bytes: int) -> int:
+def create_cells(name: str, value: bytes) -> int:
     """An array map of one value, that `mmap` takes; its descriptor.
 
     Raises:
         KernelError: the kernel refuses.
     """
-    return _create(name, _MAP.pack(_ARRAY, 4, size_bytes, 1, _MMAPABLE, 0, 0, name.encode()))
+    fd = _create(name, _MAP.pack(_ARRAY, 4, len(value), 1, _MMAPABLE, 0, 0, name.encode()))
+    key, place = ctypes.c_uint32(0), ctypes.create_string_buffer(value, len(value))
+    try:
+        _bpf(_UPDATE, _ELEMENT.pack(fd, ctypes.addressof(key), ctypes.addressof(place), 0))
+    except OSError as error:
+        os.close(fd)
+        raise _error("set map", name, error) from error
+    return fd
 
 
 def create_set(name: str, key_bytes: int, most: int) -> int:

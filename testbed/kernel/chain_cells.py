@@ -64,13 +64,13 @@ class ChainCounters:
     uplink: int
 
 
-def create_cells() -> int:
-    """A port's map; its descriptor.
+def create_cells(uplink: int) -> int:
+    """A port's map, the port pinned to an uplink; its descriptor.
 
     Raises:
         KernelError: the kernel refuses.
     """
-    return bpf.create_cells(PORT_MAP, _VALUE.size)
+    return bpf.create_cells(PORT_MAP, _VALUE.pack(uplink, *[0] * (2 * _CELLS_A_DIRECTION)))
 
 
 def create_addresses() -> int:

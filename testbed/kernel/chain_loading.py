@@ -13,7 +13,6 @@ from testbed.kernel import bpf, chain_filters, iochain, messages
 from testbed.kernel.chain_cells import (
     PORT_MAP,
     SWITCH_MAP,
-    Cells,
     create_addresses,
     create_cells,
 )
@@ -97,8 +96,8 @@ class Loading:
         values = {**mirror_indexes(self._channels, step), **fds}
         for direction in directions_of(step):
             program = self._program(step, direction, values)
-            for fd in fds.values():
-                bpf.bind_map(program, fd)
+            if step.switch:  # any port's program leads to the set of addresses
+                bpf.bind_map(program, fds[SWITCH])
             name, replaces = PROGRAM_NAMES[direction], direction in have
             data = chain_filters.set_filter(index, direction, name, program, replaces)
             undo = None if replaces else chain_filters.delete_filter(index, direction)
@@ -115,11 +114,8 @@ class Loading:
 
     def _cells(self, step: Chain, have: Mapping[int, Attached]) -> int:
         known = [one.maps[PORT_MAP] for one in have.values()]
-        fd = bpf.open_map(known[0]) if known else create_cells()
+        fd = bpf.open_map(known[0]) if known else create_cells(step.uplink)
         self._closing.callback(os.close, fd)
-        if step.uplink and not known:
-            with Cells(fd, target_of(step)) as cells:
-                cells.pin(step.uplink)
         return fd
 
     def _switch(self, step: Chain) -> int:
