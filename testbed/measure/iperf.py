@@ -41,7 +41,7 @@ def measure(source: Endpoint, destination: Endpoint, test: IperfTest) -> IperfRe
         raise MeasurementError("run iperf3: it is not installed; apt-get install iperf3")
     timeout_s = test.timeout_s
     if timeout_s is None:
-        timeout_s = (test.duration_s or 60) + TIMEOUT_MARGIN_S
+        timeout_s = (test.duration_s or 60) + test.omit_s + TIMEOUT_MARGIN_S
     what = f"iperf3 from {source} to {destination}"
     with ExitStack() as stack:
         server_out = _memory_file(stack, "server")
@@ -85,6 +85,8 @@ def _client(source: Endpoint, destination: Endpoint, test: IperfTest) -> list[st
         command.append(f"--time={test.duration_s}")
     if test.block_bytes is not None:
         command.append(f"--length={test.block_bytes}")
+    if test.omit_s:
+        command.append(f"--omit={test.omit_s}")
     if test.reverse:
         command.append("--reverse")
     if test.udp_rate_bps is not None:

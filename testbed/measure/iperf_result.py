@@ -22,7 +22,8 @@ class IperfTest:
 
     `reverse`: the destination sends. `block_bytes`: one write (`iperf3 -l`). `timeout_s`: own
     limit, as iperf3 waits forever when a link goes down; by default the duration (60 s for a
-    volume) and 10 s.
+    volume) and 10 s. `omit_s`: the first seconds, beside the duration, aren't counted: there TCP
+    is still finding its rate.
 
     Raises:
         InputError: not exactly one of duration and volume, or a number out of range.
@@ -37,6 +38,7 @@ class IperfTest:
     congestion_control: str = "cubic"
     port: int = 5201
     timeout_s: float | None = None
+    omit_s: int = 0
 
     def __post_init__(self) -> None:
         if (self.duration_s is None) == (self.volume_bytes is None):
@@ -48,6 +50,7 @@ class IperfTest:
             ("block size", self.block_bytes, 1, 1 << 20),
             ("UDP rate", self.udp_rate_bps, 1, 10**12),
             ("port", self.port, 1, 65535),
+            ("seconds to omit", self.omit_s, 0, 60),  # iperf3 takes no more
         )
         for name, value, least, most in bounds:
             if value is not None and not (isinstance(value, int) and least <= value <= most):
@@ -129,7 +132,8 @@ def _result(
     cpus = (float(cpu["host_total"]), float(cpu["remote_total"]))
     order = -1 if test.reverse else 1
     duration_ns = round(float(sent["seconds"]) * 1e9)
-    slack_ns = max(0, ended_ns - started_ns - duration_ns)
+    omitted_ns = test.omit_s * 10**9
+    slack_ns = max(0, ended_ns - started_ns - omitted_ns - duration_ns)
     return IperfResult(
         protocol="udp" if udp else "tcp",
         sender=str(ends[::order][0]),
@@ -148,7 +152,7 @@ def _result(
         jitter_ns=round(float(received["jitter_ms"]) * 1e6) if udp else None,
         sender_cpu_percent=cpus[::order][0],
         receiver_cpu_percent=cpus[::order][1],
-        throughput=_throughput(found["intervals"], started_ns + slack_ns // 2),
+        throughput=_throughput(found["intervals"], started_ns + slack_ns // 2 + omitted_ns),
         clock_error_ns=slack_ns // 2,
         iperf_version=str(start["version"]),
     )
@@ -167,7 +171,15 @@ def _require_whole(
 
 def _throughput(intervals: list[dict[str, Any]], begin_ns: int) -> Series:
     sums = [interval["sum"] for interval in intervals]
-    kept = [part for part in sums if part["seconds"] >= SHORTEST_INTERVAL_S]
+    # The clock starts anew after the seconds omitted, and the interval in which it does is longer
+    # than from its start to its end (iperf3 3.12).
+    kept = [
+        part
+        for part in sums
+        if not part.get("omitted")
+        and part["end"] - part["start"] > part["seconds"] / 2
+        and part["seconds"] >= SHORTEST_INTERVAL_S
+    ]
     return Series(
         "throughput",
         "bit/s",

@@ -41,6 +41,16 @@ def test_intervals_lie_within_the_time_in_which_the_client_ran() -> None:
     assert mean_bps == pytest.approx(result.sent_bps, rel=0.01)
 
 
+def test_seconds_omitted_are_neither_in_the_figure_nor_in_the_intervals() -> None:
+    text = (OUTPUTS / "tcp-omit.json").read_text()  # at 2 Gb/s
+    test = IperfTest(duration_s=1, omit_s=1)
+    result = parse(text, test, "iperf3 from a to b", 50 * SECOND, 52 * SECOND)
+    series = result.throughput
+    assert result.received_bps == pytest.approx(2e9, rel=0.01)
+    assert sum(series.values) / len(series) == pytest.approx(2e9, rel=0.01)
+    assert 51 * SECOND <= series.at_ns[0] < series.at_ns[-1] < 52 * SECOND
+
+
 def test_parallel_streams_are_one_sum() -> None:
     result = parsed("tcp-parallel", IperfTest(duration_s=1, streams=2))
     assert result.streams == 2
@@ -126,6 +136,7 @@ def test_a_volume_not_reached_is_no_result() -> None:
         {"duration_s": 1, "streams": 129},
         {"duration_s": 1, "udp_rate_bps": 0},  # iperf3 would read it as: without limit
         {"duration_s": 1, "port": 70000},
+        {"duration_s": 1, "omit_s": 61},
     ],
 )
 def test_what_iperf3_would_misread_is_refused(bad: dict[str, Any]) -> None:
