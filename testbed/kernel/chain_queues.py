@@ -43,17 +43,21 @@ if TYPE_CHECKING:
     from testbed.kernel.chain_headers import Scope
     from testbed.plan import stages
 
-HTB_MAJOR = 1 << 16
+MAJOR_1, MAJOR_2, FIRST_OF_MAJOR_2 = 1 << 16, 2 << 16, 0x8000
 
 
 def queue(_: stages.Queue, scope: Scope) -> Iterator[Line]:
     """Set the frame's priority, by which HTB finds the class, from the mark."""
-    default = scope.labels.new("default class")
+    known, second = scope.labels.new("known"), scope.labels.new("major 2")
     yield load(4, R1, FRAME, MARK)
     yield compute(R1, ">>=", CLASS_SHIFT)
-    yield jump_if(R1, "==", 0, default)
-    yield compute(R1, "|=", HTB_MAJOR)
-    yield Label(default)
+    yield jump_if(R1, "==", 0, known)
+    yield jump_if(R1, ">=", FIRST_OF_MAJOR_2, second)
+    yield compute(R1, "|=", MAJOR_1)
+    yield jump(known)
+    yield Label(second)
+    yield compute(R1, "|=", MAJOR_2)
+    yield Label(known)
     yield store(4, FRAME, PRIORITY, R1)
 
 
@@ -118,7 +122,7 @@ def _class_of_bit(minors: Sequence[int], scope: Scope) -> Iterator[Line]:
     chosen = scope.labels.new("class chosen")
     for minor in sorted(set(minors) - {0}):
         bits = sum(1 << number for number, one in enumerate(minors) if one == minor)
-        yield compute(R1, "=", HTB_MAJOR | minor)
+        yield compute(R1, "=", MAJOR_1 | minor)
         yield set_wide(R2, bits)
         yield jump_if(R7, "&", R2, chosen)
     yield compute(R1, "=", 0)
