@@ -59,18 +59,20 @@ def _directions(draft: Draft, path: Path, link: Link) -> None:
 def _jitter(draft: Draft, path: Path, link: Link) -> None:
     if draft.is_broken(*path) or not link.jitter or len(link.between) != 2:
         return
+    worst: dict[str, tuple[int, int, str]] = {}  # by key: the shortest delay that it is of
     for number, end in enumerate(link.between):
         of = impairment(link, end or "", first=number == 0)
-        if of.jitter_ns > of.delay_ns:
-            key = ALL if ALL in link.jitter else end or ""
-            draft.problems.add(
-                (*path, "jitter", *([key] if key != ALL else [])),
-                f"a jitter of {format_duration(of.jitter_ns)} is more than the delay of"
-                f" {format_duration(of.delay_ns)} from {end}: frames would arrive before they left",
-                f"write at most {format_duration(of.delay_ns)}, or a longer delay"
-                if of.delay_ns
-                else "give the link a latency or an rtt too",
-            )
+        key = ALL if ALL in link.jitter else end or ""
+        if of.jitter_ns > of.delay_ns and (key not in worst or of.delay_ns < worst[key][0]):
+            worst[key] = of.delay_ns, of.jitter_ns, end or ""
+    for key, (delay_ns, jitter_ns, end) in worst.items():
+        most = f"write at most {format_duration(delay_ns)}, or a longer delay"
+        draft.problems.add(
+            (*path, "jitter", *([key] if key != ALL else [])),
+            f"a jitter of {format_duration(jitter_ns)} is more than the delay of"
+            f" {format_duration(delay_ns)} from {end}: frames would arrive before they left",
+            most if delay_ns else "give the link a latency or an rtt too",
+        )
 
 
 def _queues(draft: Draft, path: Path, switch: Switch) -> None:

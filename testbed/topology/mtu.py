@@ -104,7 +104,7 @@ def _segments(
             segments[segment].append(entry)
             for gateway in entry.gateways:
                 leg = routers.get(gateway) if gateway in address else None
-                if leg is None or leg.mtu is None:
+                if leg is None or leg.mtu is None or not _is_same(cables, leg, entry):
                     continue
                 if leg.mtu >= entry.mtu:
                     segments[segment].append(replace(leg, mtu=entry.mtu))
@@ -116,6 +116,12 @@ def _segments(
                         f"raise it to {entry.mtu}, or lower the MTU of the vmk",
                     )
     return segments
+
+
+def _is_same(cables: Cables, leg: Entry, entry: Entry) -> bool:
+    """Whether both are in one segment, as they should be."""
+    joined = cables.groups.root(leg.switch) == cables.groups.root(entry.switch)
+    return joined and leg.vlan == entry.vlan
 
 
 def _narrow(

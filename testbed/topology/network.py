@@ -169,12 +169,14 @@ def _strangers(draft: Draft, cables: Cables, adapters: Sequence[Entry]) -> None:
     gateway. Its like are the vmks of other hosts in the same port group with the same services.
     """
     members: dict[tuple[IPNetwork, int, str], set[tuple[str | int, ...]]] = defaultdict(set)
+    everywhere: dict[IPNetwork, set[tuple[str | int, ...]]] = defaultdict(set)
     groups: dict[tuple[str, int, str, frozenset[str | None], int], dict[IPNetwork, Entry]]
     groups = defaultdict(dict)
     for entry in adapters:
         root = cables.groups.root(entry.switch)
         for address in entry.addresses:
             members[address.cidr, entry.vlan, root].add(entry.path)
+            everywhere[address.cidr].add(entry.path)
             if entry.kind != "vmk":
                 continue
             vmk = draft.file.hosts[str(entry.path[1])].vmks[str(entry.path[3])]
@@ -187,6 +189,8 @@ def _strangers(draft: Draft, cables: Cables, adapters: Sequence[Entry]) -> None:
             alone = len(members[network, vlan, root]) == 1 and not any(
                 gateway in network for gateway in entry.gateways
             )
+            if entry.vmotion and len(everywhere[network]) > 1:
+                continue  # `_vmotion` tells what divides them
             if network == usual or not alone or entry.path[1] == other.path[1]:
                 continue
             number = next(n for n, a in enumerate(entry.addresses) if a.cidr == network)

@@ -161,6 +161,7 @@ class Reader:
         if shape in never.KEYS:
             message, remedy = never.KEYS[shape]
             self.problems.add(below, message, remedy, at_key=True)
+            self._break(path)
             return set()
         self._break(path)
         known = list(model.model_fields)

@@ -8,6 +8,7 @@ from testbed.topology.problems import Path, shown
 
 if TYPE_CHECKING:
     from testbed.topology.draft import Draft
+    from testbed.topology.fabric import RouterInterface
     from testbed.topology.schema import Host, HostNic
     from testbed.topology.vswitches import VSwitch
 
@@ -23,8 +24,9 @@ def check(draft: Draft) -> None:
         for number, host in enumerate(store.hosts):
             draft.refer(("datastores", name, "hosts", number), host, "hosts", "host")
     for name, router in draft.file.routers.items():
-        for switch in router.interfaces:
+        for switch, legs in router.interfaces.items():
             path = ("routers", name, "interfaces", switch)
+            _interfaces(draft, path, legs)
             if switch not in draft.names("switches") and "switches" not in draft.incomplete:
                 remedy = draft.problems.did_you_mean(switch, draft.names("switches"))
                 message = f"there is no physical switch {shown(switch)}"
@@ -67,6 +69,20 @@ def _links(draft: Draft) -> None:
         for end, switch in enumerate(link.between):
             path: Path = ("links", number, "between", end)
             draft.refer(path, switch, "switches", "physical switch")
+
+
+def _interfaces(draft: Draft, path: Path, legs: tuple[RouterInterface, ...]) -> None:
+    """A router has one interface in each VLAN of a switch."""
+    seen: set[int | None] = set()
+    for number, leg in enumerate(legs):
+        if draft.is_broken(*path, number):
+            continue
+        if leg.vlan in seen:
+            vlan = "untagged frames" if leg.vlan is None else f"VLAN {leg.vlan}"
+            message = f"router {path[1]} has an interface for {vlan} of {path[3]} already"
+            remedy = "give each a VLAN of its own, or both addresses to one interface"
+            draft.problems.add((*path, number), message, remedy)
+        seen.add(leg.vlan)
 
 
 def _host(draft: Draft, name: str, host: Host) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
 
     from testbed.topology.draft import Draft, SwitchDraft
+    from testbed.topology.fabric import RouterInterface
     from testbed.topology.problems import Path
     from testbed.topology.schema import Vmk, VmNic
 
@@ -41,11 +42,8 @@ class Entry:
 
 def entries(draft: Draft) -> Iterator[Entry]:
     """Every adapter, once for each uplink of its team; those with a mistake are left out."""
-    for host, of in draft.file.hosts.items():
-        for name, vmk in of.vmks.items():
-            switch = draft.switch_of(host, vmk.portgroup)
-            if switch is not None and vmk.portgroup is not None:
-                yield from _vmk(draft, host, name, vmk, switch)
+    for host in draft.file.hosts:
+        yield from _vmks(draft, host)
     for name, vm in draft.file.vms.items():
         for number, nic in enumerate(vm.nics):
             switch = draft.switch_of(vm.host or "", nic.portgroup)
@@ -53,19 +51,31 @@ def entries(draft: Draft) -> Iterator[Entry]:
                 yield from _vm(draft, vm.host, ("vms", name, "nics", number), nic, switch)
     for name, router in draft.file.routers.items():
         for at, legs in router.interfaces.items():
-            physical = draft.file.switches.get(at)
-            for number, leg in enumerate(legs if physical is not None else ()):
-                yield Entry(
-                    "router",
-                    f"router {name}",
-                    ("routers", name, "interfaces", at, number),
-                    tuple(a for a in leg.ip if a is not None),
-                    (),
-                    "",
-                    at,
-                    leg.vlan or 0,
-                    None if physical is None else physical.mtu,
-                )
+            for number, leg in enumerate(legs):
+                path: Path = ("routers", name, "interfaces", at, number)
+                if at in draft.file.switches and not draft.is_broken(*path):
+                    yield _leg(draft, path, at, leg)
+
+
+def _vmks(draft: Draft, host: str) -> Iterator[Entry]:
+    for name, vmk in draft.file.hosts[host].vmks.items():
+        switch = draft.switch_of(host, vmk.portgroup)
+        if switch is not None and vmk.portgroup is not None:
+            yield from _vmk(draft, host, name, vmk, switch)
+
+
+def _leg(draft: Draft, path: Path, switch: str, leg: RouterInterface) -> Entry:
+    return Entry(
+        "router",
+        f"router {path[1]}",
+        path,
+        tuple(a for a in leg.ip if a is not None),
+        (),
+        "",
+        switch,
+        leg.vlan or 0,
+        draft.file.switches[switch].mtu,
+    )
 
 
 def _vmk(draft: Draft, host: str, name: str, vmk: Vmk, switch: SwitchDraft) -> Iterator[Entry]:
@@ -120,7 +130,7 @@ def _ways(
         if nic is None or nic.switch is None or nic.switch not in draft.file.switches:
             continue
         width = _least(nic.mtu, draft.file.switches[nic.switch].mtu)
-        yield vmnic, nic.switch, width, holds(trunk(nic.vlans), vlan)
+        yield vmnic, nic.switch, width, holds(trunk(nic.vlans or None), vlan)
 
 
 def _least(*mtus: int | None) -> int | None:

@@ -63,7 +63,7 @@ def _types(draft: Draft, path: Path, host: str, vmk: Vmk) -> None:
     """Where bandwidth or marks go by system traffic type, a vmk's frames are of one."""
     types = sorted({SERVICE_TRAFFIC[service] for service in vmk.services if service is not None})
     switch = draft.switch_of(host, vmk.portgroup)
-    if len(types) < 2 or switch is None or vmk.portgroup is None:
+    if len(types) < 2 or switch is None or vmk.portgroup is None or vmk.netstack in _OWN:
         return
     why = _told_apart(draft, host, switch, vmk.portgroup)
     if why is not None:

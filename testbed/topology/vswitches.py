@@ -72,7 +72,7 @@ class Shaping(FileObject):
 class EgressShaping(FileObject):
     """Traffic shaping on a standard switch: of what adapters send."""
 
-    egress: Shaping = Field(description="What the port group's adapters send, each.")
+    egress: Shaping | None = Field(None, description="What the port group's adapters send, each.")
 
 
 class BothShaping(FileObject):
