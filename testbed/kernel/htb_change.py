@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class RunningShape:
     """The HTB of one running link, by a socket that stays open in its namespace.
 
-    Measured: a change takes 15 us, reading all of eight classes 60 us.
+    Measured: a change takes 24 us, reading 16 classes 180 us.
 
     Args:
         step: what the link's HTB is.

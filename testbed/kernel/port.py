@@ -93,7 +93,12 @@ class PortSwitch:
         """
         if self._listing is not None:
             self._change_listing(self._listing.enter)
-        self._turn(True)
+        try:
+            self._turn(True)
+        except KernelError:
+            if self._listing is not None:
+                self._change_listing(self._listing.remove)
+            raise
 
     def _change_listing(self, change: Callable[[], None]) -> None:
         try:

@@ -22,7 +22,7 @@ from testbed.kernel.alteration import alter
 from testbed.kernel.htb_change import RunningShape
 from testbed.kernel.observation import observe
 from testbed.kernel.undo import remove
-from testbed.plan.allocation import LEAST_QUANTUM_BYTES
+from testbed.plan.allocation import LEAST_QUANTUM_BYTES, lending_rate_bytes_per_s
 from testbed.plan.policies import Shape, TrafficClass
 from testbed.plan.steps import Address, End, Netns, Veth
 
@@ -31,9 +31,10 @@ pytestmark = pytest.mark.root
 NO_IPV6 = ("net/ipv6/conf/default/disable_ipv6", "1")
 A, B = "tb-htb.a", "tb-htb.b"
 MTU = 1500
-LINK = 10**9 // 8 * (MTU + 14) // (MTU + 38)  # what HTB is told for 1 Gb/s
+RATE_BPS = 500 * 10**6  # which a busy machine carries, too
+LINK = RATE_BPS // 8 * (MTU + 14) // (MTU + 38)  # what HTB is told
 NEXT_TO_NOTHING = 125_000  # 1 Mb/s
-TRIES = 5
+TRIES = 10
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 
 
@@ -63,7 +64,7 @@ def shape_of(*classes):
         for n, (reserved, weight, most) in enumerate(classes)
     )
     return Shape(
-        A, "eth0", 10**9, MTU, LINK, 65536, "", classes=made, default=0x10 + len(classes) - 1
+        A, "eth0", RATE_BPS, MTU, LINK, 65536, "", classes=made, default=0x10 + len(classes) - 1
     )
 
 
@@ -164,6 +165,18 @@ def test_an_idle_reservation_is_shared_by_weight():
     with built(steps_of(shape)):
         # Of what the two have not reserved, 80 %, two thirds and one third.
         assert_parts([10 + 80 * 2 / 3, 10 + 80 / 3], [0x10011, 0x10012])
+
+
+def test_what_is_taken_off_the_root_is_lent_to_nobody_and_there_for_its_owner():
+    shape = shape_of((0.40, 1, 1), (0.30, 1, 1), (0.10, 1, 1))
+    with built(steps_of(shape)), RunningShape(shape) as running:
+        rate = lending_rate_bytes_per_s(LINK, [LINK * n // 10 for n in (4, 3, 1)], [0, LINK, LINK])
+        running.set_rate(1, rate, rate)
+        # The others share what nobody has reserved: together the link less the idle reservation.
+        assert_parts([40, 20], [0x10011, 0x10012])
+        # Whoever comes back has its own at once, before the root is given it back.
+        with ExitStack() as undo:
+            assert Streams(undo, [0x10011, 0x10012, 0x10010]).parts()[2] > 38
 
 
 def test_what_names_no_class_goes_to_the_default_one():
