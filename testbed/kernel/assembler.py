@@ -138,6 +138,13 @@ def call(function: int) -> Instruction:
     return Instruction(_JMP | _CALL, immediate=function)
 
 
+def called(line: Line) -> int | None:
+    """The number of the function that a line calls; None if it calls none."""
+    if isinstance(line, Label) or line.opcode != _JMP | _CALL:
+        return None
+    return line.immediate
+
+
 def leave() -> Instruction:
     """End the program; R0 is its result."""
     return Instruction(_JMP | _EXIT)

@@ -23,6 +23,7 @@ from testbed.kernel.assembler import (
     Line,
     assemble,
     atomic_add,
+    called,
     compute,
     jump,
     jump_if,
@@ -34,6 +35,7 @@ from testbed.kernel.assembler import (
 from testbed.kernel.chain_cells import INCOMING, OUTGOING, dropped_at, passed_at
 from testbed.kernel.chain_headers import (
     FRAME,
+    FUNCTIONS,
     GSO_SEGMENTS,
     IPV6,
     LENGTH,
@@ -89,6 +91,13 @@ def program(step: Chain, direction: int, values: Mapping[str, int]) -> bytes:
     """
     chain, macs = _without_macs(stages_of(step, direction))
     return compile_stages(chain, direction).link({**values, **macs})
+
+
+def functions_of(stage: Stage, direction: int) -> tuple[str, ...]:
+    """The kernel's functions that a stage calls, each once, in order."""
+    lines = _writers()[type(stage)](stage, Scope(direction, "drop", Labels()))
+    calls = (called(line) for line in lines)
+    return tuple(dict.fromkeys(FUNCTIONS[number] for number in calls if number is not None))
 
 
 def _without_macs(chain: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], dict[str, int]]:
