@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import LabError
 from testbed.plan.network import gateway_for
-from testbed.units import format_size
+from testbed.topology.traffic import VM_TRAFFIC
+from testbed.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from netaddr import IPNetwork
 
-    from testbed.topology.model import VM, Host, Topology, VmkernelAdapter
+    from testbed.topology.model import VM, Host, Topology, VmkernelAdapter, VSwitch
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +86,44 @@ def reasons_against(
                 f"{destination.name} carries port group {nic.portgroup!r} at MTU {vswitch.mtu},"
                 f" less than {nic.name}'s {nic.mtu}; give both virtual switches the same MTU"
             )
+    reasons += _bandwidth_reasons(topology, placement, vm, destination)
     reasons += [
         f"{name} has no vmk with the vmotion service; add 'services: [vmotion]' to one of its vmks"
         for name in (source, destination.name)
         if not topology.host(name).vmks_for("vmotion")
     ]
     return tuple(reasons)
+
+
+def _bandwidth_reasons(
+    topology: Topology, placement: Mapping[str, str], vm: VM, destination: Host
+) -> list[str]:
+    """NIOC guarantees a VM's adapter its reservation, so a host takes no more than it can hold."""
+    reasons = []
+    for vswitch in destination.vswitches:
+        if vswitch.nioc is None:
+            continue
+        allocations = dict(vswitch.nioc.allocations)
+        room = allocations[VM_TRAFFIC].reservation_bps if VM_TRAFFIC in allocations else 0
+        here = [v for v in topology.vms if placement.get(v.name, v.host) == destination.name]
+        taken = sum(_reserved_bps(other, vswitch) for other in here if other.name != vm.name)
+        wanted = _reserved_bps(vm, vswitch)
+        if wanted and taken + wanted > room:
+            reasons.append(
+                f"{destination.name} has {format_rate(max(room - taken, 0))} of virtualMachine's"
+                f" reservation on {vswitch.name} free and {vm.name} reserves {format_rate(wanted)};"
+                " raise nioc.virtualMachine.reservation, or move a VM away"
+            )
+    return reasons
+
+
+def _reserved_bps(vm: VM, vswitch: VSwitch) -> int:
+    groups = {group.name for group in vswitch.portgroups}
+    return sum(
+        nic.bandwidth.reservation_bps
+        for nic in vm.nics
+        if nic.bandwidth is not None and nic.portgroup in groups
+    )
 
 
 def vmotion_path(source: Host, destination: Host) -> VmotionPath:

@@ -148,3 +148,41 @@ def test_adapters_by_name(topology: Topology) -> None:
         "192.168.20.11",
         "192.168.10.50",
     )
+
+
+WITH_NIOC = (
+    TEXT.replace(
+        "portgroups: {vMotion: {}, VM-Network: {}}}",
+        "nioc: {virtualMachine: {shares: high, reservation: 1Gbit}, vmotion: {limit: 2Gbit}},"
+        " portgroups: {vMotion: {}, VM-Network: {}}}",
+    ).replace(
+        'ip: "192.168.10.50/24"}',
+        'ip: "192.168.10.50/24", bandwidth: {reservation: 600Mbit}}',
+    )
+    + """\
+  db02:
+    host: esx02
+    memory: 1GiB
+    vcpus: 1
+    datastore: shared01
+    nics: [{portgroup: VM-Network, ip: 192.168.10.51/24, bandwidth: {reservation: 500Mbit}}]
+"""
+)
+
+
+def test_a_host_takes_no_more_bandwidth_reservations_than_it_can_keep() -> None:
+    topology = topologies.loads(WITH_NIOC, "admission.yaml")
+    there = {"db01": "esx01", "db02": "esx02"}
+    (reason,) = reasons_against(topology, there, topology.vm("db01"), topology.host("esx02"))
+    assert "500 Mbit/s of virtualMachine's reservation on DSwitch free" in reason
+    assert "db01 reserves 600 Mbit/s" in reason
+    alone = {"db01": "esx01", "db02": "esx01"}
+    assert not reasons_against(topology, alone, topology.vm("db01"), topology.host("esx02"))
+
+
+def test_a_limit_of_the_traffic_type_bounds_what_the_path_carries() -> None:
+    topology = topologies.loads(WITH_NIOC, "admission.yaml")
+    ends = [(h, "vmk1", topology.host(h).vmks[0].addresses[0]) for h in ("esx01", "esx02")]
+    path = find_path(topology, ends[0], ends[1], 9000)
+    assert path is not None
+    assert path.rate_bps == pytest.approx(2 * 10**9, rel=1e-6)
