@@ -19,9 +19,9 @@ class Plug:
 
     Args:
         host_netns: the host's namespace.
-        ports: the wires' ends in it.
+        ports: the wires' ends in it, in the order of the NICs.
         vm_netns: the VM's namespace.
-        nics: (name, MAC) of each NIC.
+        nics: (name, MAC) of each NIC; the switch knows the MAC as its own while it is open here.
     """
 
     def __init__(
@@ -32,7 +32,10 @@ class Plug:
         nics: Sequence[tuple[str, str]],
     ) -> None:
         with ExitStack() as undo:
-            self._ports = [undo.enter_context(PortSwitch(host_netns, port)) for port in ports]
+            self._ports = [
+                undo.enter_context(PortSwitch(host_netns, port, mac))
+                for port, (_, mac) in zip(ports, nics, strict=True)
+            ]
             self._announcers = [undo.enter_context(Announcer(vm_netns, *nic)) for nic in nics]
             self._undo = undo.pop_all()
 
