@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,7 @@ from testbed.cli.reach import duration_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from testbed.lab.journal import Journal
+    from testbed.lab.port_reader import PortReader
     from testbed.lab.switch_ports import SwitchPort
     from testbed.report.port_rates import PortReading
     from testbed.report.port_view import PortRow
@@ -43,12 +44,12 @@ def net_stats_command(host: str, lists: bool, reads: bool, interval: str, lab: s
         raise InputError("net-stats: give -l to list the ports, or -A for their counters")
     interval_ns = _interval(interval, "--interval")
     require_root(f"net-stats {host} {'-l' if lists else '-A'}")
-    watched = _Lab(lab, host)
-    if lists:
-        click.echo(net_stats_list(port.port for port in watched.ports))
-        return
-    (now,) = _samples(watched, interval_ns, 1, time.sleep)
-    click.echo(json.dumps(now.to_json(), indent=2))
+    with _Lab(lab, host) as watched:
+        if lists:
+            click.echo(net_stats_list(port.port for port in watched.ports))
+            return
+        (now,) = _samples(watched, interval_ns, 1, time.sleep)
+        click.echo(json.dumps(now.to_json(), indent=2))
 
 
 @click.command("top")
@@ -79,16 +80,16 @@ def top_command(
     if iterations is not None and iterations < 1:
         raise InputError(f"--iterations {iterations}: give 1 or more")
     require_root(f"top {lab or ''}".rstrip())
-    watched = _Lab(lab, host)
-    if as_json or batch or not sys.stdout.isatty():
+    with _Lab(lab, host) as watched:
+        if not as_json and not batch and sys.stdout.isatty():
+            _draw(watched, interval_ns, iterations)
+            return
         for now in _samples(watched, interval_ns, iterations, time.sleep):
             if as_json:
                 click.echo(json.dumps(now.to_json()))
                 continue
             for name, rows in now.by_host():
                 click.echo(text(name, rows) + "\n")
-        return
-    _draw(watched, interval_ns, iterations)
 
 
 def _interval(given: str, option: str) -> int:
@@ -103,23 +104,40 @@ def _interval(given: str, option: str) -> int:
 class _Lab:
     """The ports of a running lab, looked up again whenever it has been changed."""
 
+    reader: PortReader
+    ports: list[SwitchPort]
+
     def __init__(self, lab: str | None, host: str | None) -> None:
         self._lab, self._host = lab, host
         self._written_ns = 0
-        self.journal: Journal
-        self.ports: list[SwitchPort]
+        self._closing = ExitStack()
         self.look()
 
     def look(self) -> None:
         """Look whether VMs have moved, or a change was applied."""
         from testbed.lab.enter import running_lab
+        from testbed.lab.port_reader import PortReader
         from testbed.lab.switch_ports import switch_ports
 
         directory, journal = running_lab(self._lab)
         written_ns = directory.journal.stat().st_mtime_ns
         if written_ns != self._written_ns:
+            self._closing.close()
             self.ports = switch_ports(journal, self._host)
-            self.journal, self._lab, self._written_ns = journal, directory.name, written_ns
+            self.reader = PortReader(journal.plan, self.ports)
+            self._closing.callback(self.reader.close)
+            self._lab, self._written_ns = directory.name, written_ns
+
+    @property
+    def name(self) -> str:
+        """The lab's."""
+        return self._lab or ""
+
+    def __enter__(self) -> _Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
 
 
 class _Sample:
@@ -193,17 +211,15 @@ def _samples(
     wait: Callable[[float], object],
 ) -> Iterator[_Sample]:
     """A sample at the end of each interval; `wait` takes seconds and may end it by a result."""
-    from testbed.lab.switch_ports import read_ports, team_uplinks
-
-    before, due_ns = read_ports(watched.journal.plan, watched.ports), time.monotonic_ns()
+    before, due_ns = watched.reader.read(), time.monotonic_ns()
     done = 0
     while iterations is None or done < iterations:
         due_ns = max(due_ns + interval_ns, time.monotonic_ns())
         if wait((due_ns - time.monotonic_ns()) / 1e9):
             return
         watched.look()
-        after = read_ports(watched.journal.plan, watched.ports)
-        yield _Sample(before, after, team_uplinks(watched.ports))
+        after = watched.reader.read()
+        yield _Sample(before, after, watched.reader.uplinks())
         before, done = after, done + 1
 
 
@@ -236,7 +252,7 @@ def _draw(watched: _Lab, interval_ns: int, iterations: int | None) -> None:
             tty.setcbreak(keyboard)
         with Live(screen=True, auto_refresh=False) as live:
             for now in _samples(watched, interval_ns, iterations, wait):
-                head = f"lab {watched.journal.plan.lab}  {time.strftime('%H:%M:%S')}  q ends"
+                head = f"lab {watched.name}  {time.strftime('%H:%M:%S')}  q ends"
                 live.update(table(now.by_host(), head), refresh=True)
     finally:
         if usual is not None:

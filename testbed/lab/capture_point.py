@@ -47,25 +47,28 @@ def capture_point(plan: Plan, name: str) -> CapturePoint:
         raise InputError(f"{name}: lab {plan.lab!r} has no node {node!r}; it has: {nodes}")
     wires = [step for step in plan.steps if isinstance(step, Veth)]
     ends = {(end.netns, end.name): end for wire in wires for end in (wire.a, wire.b)}
-    bridges = {(s.netns, s.name) for s in plan.steps if isinstance(s, Bridge)}
+    bridges = {(s.netns, s.name): s.mac for s in plan.steps if isinstance(s, Bridge)}
     link = (where, wanted)
     if link not in ends and link not in bridges:
         there = ", ".join(sorted(dev for netns_, dev in {*ends, *bridges} if netns_ == where))
         raise InputError(f"{name}: {node} has no adapter {wanted!r}; it has: {there}")
-    port = _port(link, ends.get(link), wires)
+    is_nic = bridges.get(link) is not None  # a VM's adapter is a bridge with an address
+    port = _port(link, ends.get(link), wires, is_nic)
     chains = {(s.netns, s.dev) for s in plan.steps if isinstance(s, Chain)}
     return CapturePoint(name, link, port, port in chains)
 
 
-def _port(link: tuple[str, str], own: End | None, wires: list[Veth]) -> tuple[str, str] | None:
-    """A port itself, or the one at the other end of a vmk's or a VM's wire, the open one first."""
+def _port(
+    link: tuple[str, str], own: End | None, wires: list[Veth], is_nic: bool
+) -> tuple[str, str] | None:
+    """A port itself, or the one at the other end of an adapter's wire, the open one first."""
     if own is not None and own.master is not None:
         return link
     far = []
     for wire in wires:
         for near, other in ((wire.a, wire.b), (wire.b, wire.a)):
-            plugged = link in ((near.netns, near.name), (near.netns, near.master))
-            if plugged and other.master is not None:
+            name = near.master if is_nic else near.name
+            if (near.netns, name) == link and other.master is not None:
                 far.append(other)
     far.sort(key=lambda end: not end.forwarding)
     return (far[0].netns, far[0].name) if far else None

@@ -1,31 +1,20 @@
-"""The ports of a lab's virtual switches: who is plugged in, where, and what the kernel counts."""
+"""The ports of a lab's virtual switches: who is plugged in, and where."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed import topology as topologies
 from testbed.errors import InputError
-from testbed.kernel import chain_ports
-from testbed.kernel.observation import observe
 from testbed.lab.planning import network_here
-from testbed.plan.plan import kernel_steps
-from testbed.plan.policies import Chain, Shape
-from testbed.plan.steps import Netns, Veth
-from testbed.report.port_rates import ClassReading, Direction, PortReading
+from testbed.plan.policies import Chain
+from testbed.plan.steps import Netns
 from testbed.report.port_view import UPLINK, VM, VMKERNEL, Port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from testbed.kernel.chain_cells import ChainCounters
-    from testbed.kernel.chain_cells import Direction as ChainDirection
-    from testbed.kernel.observation import Observation
     from testbed.lab.journal import Journal
     from testbed.plan.network import Network
-    from testbed.plan.plan import Plan
     from testbed.plan.ports import LocalPort
     from testbed.topology.model import Host
 
@@ -33,8 +22,6 @@ FIRST_PORTSET = 2
 FIRST_LOCAL_PORT = 0x40
 """Port numbers are made as ESXi's look: the switch in the upper byte, uplinks first."""
 _VMXNET3 = 9
-_FILTERS = frozenset({"leave", "team", "untag", "carry"})
-"""Stages that drop a bridge's superfluous copies: nothing is lost by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,91 +89,3 @@ def _of_host(
 def _local(host: str, port: Port, local: LocalPort, chained: bool) -> SwitchPort:
     end = local.end
     return SwitchPort(host, port, end.netns, end.name, local.adapter, local.uplinks, chained)
-
-
-def read_ports(plan: Plan, ports: Sequence[SwitchPort]) -> dict[SwitchPort, PortReading]:
-    """The counters of ports now; those that don't stand (a migration is moving them) left out.
-
-    Raises:
-        KernelError: the kernel does not answer.
-    """
-    where = {port.netns for port in ports}
-    steps = [
-        step
-        for step in kernel_steps(plan.steps)
-        if isinstance(step, Shape)
-        or (isinstance(step, Veth) and {step.a.netns, step.b.netns} & where)
-    ]
-    names = {
-        (step.netns, step.dev): {one.minor: one.name for one in step.classes}
-        for step in steps
-        if isinstance(step, Shape)
-    }
-    seen = observe(steps)
-    at_ns = time.monotonic_ns()
-    found = {}
-    for port in ports:
-        here = seen.get(f"link {port.netns}/{port.dev}")
-        if here is None or here.link.counters is None:
-            continue
-        chain = chain_ports.counters(port.netns, port.dev) if port.chained else None
-        found[port] = _reading(port, here, chain, names.get((port.netns, port.dev), {}), at_ns)
-    return found
-
-
-def _reading(
-    port: SwitchPort,
-    seen: Observation,
-    chain: ChainCounters | None,
-    class_names: dict[int, str],
-    at_ns: int,
-) -> PortReading:
-    counters = seen.link.counters
-    assert counters is not None
-    queue = seen.qdisc.dropped if seen.qdisc is not None else 0
-    incoming = Direction(
-        counters.rx_packets, counters.rx_bytes, counters.rx_dropped, counters.rx_errors
-    )
-    outgoing = Direction(
-        counters.tx_packets, counters.tx_bytes, counters.tx_dropped + queue, counters.tx_errors
-    )
-    if chain is not None:  # it counts a train of TCP segments as the packets of a wire
-        incoming, outgoing = _chained(incoming, chain.incoming), _chained(outgoing, chain.outgoing)
-    if seen.shape is not None:  # what has left the queue
-        outgoing = replace(outgoing, packets=seen.shape.sent_packets, bytes=seen.shape.sent_bytes)
-    # What the switch's port receives is what the adapter plugged into it sends.
-    tx, rx = (outgoing, incoming) if port.adapter is None else (incoming, outgoing)
-    classes = {
-        name: ClassReading(fact.sent_packets, fact.sent_bytes, fact.dropped, fact.queued_bytes)
-        for minor, name in class_names.items()
-        if (fact := seen.classes.get(minor)) is not None
-    }
-    return PortReading(at_ns, tx, rx, seen.link.mtu, seen.link.running, classes)
-
-
-def _chained(direction: Direction, counted: ChainDirection) -> Direction:
-    refused = sum(count for kind, count in counted.drops.items() if kind not in _FILTERS)
-    return replace(
-        direction,
-        packets=counted.packets,
-        bytes=counted.bytes,
-        dropped=direction.dropped + refused,
-    )
-
-
-def team_uplinks(ports: Sequence[SwitchPort]) -> dict[SwitchPort, str]:
-    """The uplink that each local port sends by now: the one in its IOChain, or the only one.
-
-    Raises:
-        KernelError: the kernel does not answer.
-    """
-    found = {}
-    for port in ports:
-        if port.adapter is None or not port.uplinks:
-            continue
-        if len(port.uplinks) == 1:
-            found[port] = port.uplinks[0]
-        elif port.chained:
-            number = chain_ports.counters(port.netns, port.dev).uplink
-            found[port] = port.uplinks[number - 1] if number else "none"
-    return found

@@ -55,7 +55,7 @@ class Decoder:
             InputError: it can't be read as one.
         """
         try:
-            with self._reader(str(path)) as reader:
+            with path.open("rb") as file, self._reader(file) as reader:
                 for data, about in reader:
                     unix_units = (about.tshigh << 32) + about.tslow
                     yield Decoded(
