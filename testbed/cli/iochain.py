@@ -43,7 +43,7 @@ def iochain_command(lab: str, port: str, program: bool, as_json: bool) -> None:
             "uplink": found.uplink,
             "directions": [asdict(way) for way in found.ways],
             "rates": list(found.rates),
-            "offloads": list(found.offloads),
+            "nic": asdict(found.nic) if found.nic else None,
         }
         click.echo(json.dumps(data, indent=2))
         return
@@ -65,8 +65,13 @@ def _show(found: PortChain) -> None:
         console.print(f"pinned to {found.uplink}")
     for way in found.ways:
         _show_way(console, way)
-    for words in (*found.rates, *found.offloads):
+    for words in found.rates:
         console.print(f"then {words}", markup=False)
+    if found.nic is not None:
+        states = {"TSO": found.nic.tso, "LRO": found.nic.lro, "checksum": found.nic.checksum}
+        offloads = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in states.items())
+        rings = f"tx {found.nic.tx_ring}, rx {found.nic.rx_ring}"
+        console.print(f"then the NIC: offloads {offloads}; rings {rings} frames")
 
 
 def _show_way(console: Console, way: WayRow) -> None:

@@ -14,6 +14,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
+from testbed.kernel import netns
 from testbed.kernel.refusals import describe, differs
 
 if TYPE_CHECKING:
@@ -73,6 +74,30 @@ def check_offloads(channels: Channels, step: Offloads) -> None:
         if on is not None and available & ~never_changed & mask and bool(active & mask) != on:
             states = ("on", "off") if on else ("off", "on")
             raise differs(step, f"{name} of {step.dev}", *states)
+
+
+def read_offloads(where: str, dev: str) -> tuple[bool, bool]:
+    """Whether a NIC cuts TCP's trains itself, and computes checksums, as the kernel has it.
+
+    Raises:
+        KernelError: there is no such namespace or link, or it cannot be read.
+    """
+    try:
+        with netns.inside(where):
+            opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with opened:
+            names = _names(opened, dev)
+            blocks = _blocks(opened, dev, len(names))
+    except OSError as error:
+        target = f"{dev} in {where}"
+        raise KernelError("read the offloads of", target, str(error.strerror)) from error
+    active = {
+        name
+        for bit, name in enumerate(names)
+        if blocks[bit // _BLOCK_BITS][2] & 1 << bit % _BLOCK_BITS
+    }
+    checksums = any(name.startswith("tx-checksum-") for name in active)
+    return "tx-tcp-segmentation" in active, checksums
 
 
 def _is_wanted(step: Offloads, name: str) -> bool | None:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from testbed.errors import InputError
 from testbed.kernel.chain_ports import counters
 from testbed.kernel.chain_text import describe_chain
+from testbed.kernel.observation import observe
+from testbed.kernel.offloads import read_offloads
 from testbed.lab.capture_point import capture_point
 from testbed.lab.switch_ports import switch_ports
-from testbed.plan.policies import Chain, Offloads, Shape
-from testbed.plan.steps import Netns
+from testbed.plan.policies import Chain, Shape
+from testbed.plan.steps import Netns, Veth
 from testbed.plan.text import describe
 
 if TYPE_CHECKING:
@@ -20,11 +22,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class NicState:
+    """A vmnic's offloads, and the frames that may wait at it: to be sent, and to be received."""
+
+    tso: bool
+    lro: bool
+    checksum: bool
+    tx_ring: int
+    rx_ring: int
+
+
+@dataclass(frozen=True, slots=True)
 class PortChain:
     """A port: both directions of its chain, and in words what stands around it.
 
     `uplink` is the vmnic that it is pinned to now, None if it has no choice or none is alive.
-    `rates` are those of what is plugged in and of the port, `offloads` the last stage.
+    `rates` are those of what is plugged in and of the port. `nic`, the last stage, has a vmnic.
     """
 
     netns: str
@@ -33,7 +46,7 @@ class PortChain:
     ways: tuple[WayRow, WayRow]
     uplink: str | None
     rates: tuple[str, ...]
-    offloads: tuple[str, ...]
+    nic: NicState | None
 
 
 def port_chain(journal: Journal, wanted: str) -> PortChain:
@@ -60,18 +73,24 @@ def port_chain(journal: Journal, wanted: str) -> PortChain:
         chain=chain,
         ways=describe_chain(chain, counted),
         uplink=uplinks[counted.uplink - 1] if uplinks and counted.uplink else None,
-        rates=_words(journal, devices, Shape),
-        offloads=_words(journal, devices, Offloads),
+        rates=tuple(
+            describe(step)
+            for step in journal.plan.steps
+            if isinstance(step, Shape) and (step.netns, step.dev) in devices
+        ),
+        nic=_nic(journal, place) if switch_port is not None and not switch_port.adapter else None,
     )
 
 
-def _words(
-    journal: Journal, devices: set[tuple[str, str]], kind: type[Shape | Offloads]
-) -> tuple[str, ...]:
-    return tuple(
-        describe(step)
+def _nic(journal: Journal, vmnic: tuple[str, str]) -> NicState:
+    """A vmnic as it is: the cable's other end cuts trains and queues for its receiving side."""
+    wire = next(
+        step
         for step in journal.plan.steps
-        if isinstance(step, Shape | Offloads)
-        and isinstance(step, kind)
-        and (step.netns, step.dev) in devices
+        if isinstance(step, Veth) and (step.a.netns, step.a.name) == vmnic
     )
+    tso, checksum = read_offloads(*vmnic)
+    lro, _ = read_offloads(wire.b.netns, wire.b.name)
+    seen = observe([wire])
+    tx, rx = (seen[f"link {end.netns}/{end.name}"].link.queue_frames for end in (wire.a, wire.b))
+    return NicState(tso, lro, checksum, tx, rx)
