@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from testbed.topology.problems import Path, Problems, shown
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from testbed.topology.node import Node
+    from testbed.topology.policy import Ranges, Teaming
     from testbed.topology.schema import HostNic, TopologyFile
     from testbed.topology.vswitches import (
         DistributedPortGroup,
@@ -25,7 +26,8 @@ class SwitchDraft:
     """A virtual switch on one host, and where it is defined.
 
     `names` has the host's vmnics by the names that teaming calls them: vmnics themselves on a
-    standard switch, uplink names on a distributed one, in its order.
+    standard switch, uplink names on a distributed one, in its order. Hosts that join a
+    distributed switch alike share one, and what was found out of it (`teams`, `vlans`).
     """
 
     name: str
@@ -33,6 +35,8 @@ class SwitchDraft:
     of: VSwitch | DistributedSwitch
     names: dict[str, str]
     path: Path
+    teams: dict[str, Teaming] = field(default_factory=dict)
+    vlans: dict[str, int | Ranges | None] = field(default_factory=dict)
 
     @property
     def mtu(self) -> int | None:
@@ -91,6 +95,7 @@ class Draft:
         self._unsure_distributed = "distributed_switches" in incomplete or any(
             path[:1] == ("distributed_switches",) for path in broken
         )
+        self._shared: dict[tuple[str, ...], SwitchDraft] = {}
         self.switches = {name: tuple(self._switches_of(name)) for name in file.hosts}
 
     def _hides_switches(self, path: Path) -> bool:
@@ -156,4 +161,5 @@ class Draft:
             if distributed is not None:
                 ordered = {slot: vmnics[slot] for slot in distributed.uplinks if slot in vmnics}
                 path: Path = ("distributed_switches", name)
-                yield SwitchDraft(name, "distributed", distributed, ordered, path)
+                shared = SwitchDraft(name, "distributed", distributed, ordered, path)
+                yield self._shared.setdefault((name, *ordered, *ordered.values()), shared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from testbed.topology.problems import shown
-from testbed.topology.ranges import vlan_of
+from testbed.topology.ranges import group_vlan
 from testbed.topology.traffic import SERVICE_TRAFFIC, VM_TRAFFIC
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check(draft: Draft) -> None:
 
 
 def _is_untagged(group: DistributedPortGroup) -> bool:
-    return vlan_of(group) in (0, ((0, 0),))
+    return group_vlan(group) in (0, ((0, 0),))
 
 
 def _all_untagged(draft: Draft, name: str, switch: DistributedSwitch, rule: MarkingRule) -> bool:

@@ -64,7 +64,7 @@ def queues(switch: Switch) -> policy.SwitchQueues | None:
 def port_group(switch: SwitchDraft, name: str, scale: Fraction) -> policy.PortGroup:
     """A port group as one host has it."""
     group = switch.portgroups[name]
-    vlan = vlan_of(group)
+    vlan = vlan_of(switch, name)
     assert vlan is not None
     incoming: vswitches.Shaping | None = None
     marking: tuple[policy.MarkingRule, ...] = ()

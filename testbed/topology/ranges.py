@@ -11,6 +11,7 @@ from testbed.topology.vswitches import PortGroup
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from testbed.topology.draft import SwitchDraft
     from testbed.topology.policy import Ranges
     from testbed.topology.vswitches import DistributedPortGroup
 
@@ -38,8 +39,15 @@ def trunk(given: tuple[tuple[int, int] | None, ...] | None) -> Ranges | None:
     return None if given is None else merged(given)
 
 
-def vlan_of(group: PortGroup | DistributedPortGroup) -> int | Ranges | None:
+def vlan_of(switch: SwitchDraft, portgroup: str) -> int | Ranges | None:
     """A port group's access VLAN, or the ranges of its trunk; None: it is mistaken."""
+    if portgroup not in switch.vlans:
+        switch.vlans[portgroup] = group_vlan(switch.portgroups[portgroup])
+    return switch.vlans[portgroup]
+
+
+def group_vlan(group: PortGroup | DistributedPortGroup) -> int | Ranges | None:
+    """Likewise, of the port group itself."""
     if isinstance(group, PortGroup):
         return EVERY_VLAN if group.vlan == GUEST_TAGGING_VLAN else group.vlan
     if group.vlan is None:

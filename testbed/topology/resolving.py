@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from testbed.topology.draft import Draft
-    from testbed.topology.schema import Host, Vm, Workload
+    from testbed.topology.schema import Vm, Workload
 
 T = TypeVar("T")
 
@@ -88,6 +88,7 @@ def resolve(draft: Draft, text: str) -> model.Topology:
     file = draft.file
     scale = _known(file.scale)
     macs = _Macs(draft)
+    vswitches = _vswitches(draft, scale)
     mtu = {name: _known(switch.mtu) for name, switch in file.switches.items()}
     return model.Topology(
         name=file.name,
@@ -131,7 +132,7 @@ def resolve(draft: Draft, text: str) -> model.Topology:
             model.Datastore(name, tuple(dict.fromkeys(_all_known(store.hosts))))
             for name, store in file.datastores.items()
         ),
-        hosts=tuple(_host(draft, name, host, macs, scale) for name, host in file.hosts.items()),
+        hosts=tuple(_host(draft, name, macs, vswitches) for name in file.hosts),
         vms=tuple(_vm(draft, name, vm, macs, scale) for name, vm in file.vms.items()),
         text=text,
         file=draft.problems.file,
@@ -143,7 +144,25 @@ def leg_name(switch: str, vlan: int | None) -> str:
     return switch if vlan is None else f"{switch}.{vlan}"
 
 
-def _host(draft: Draft, name: str, host: Host, macs: _Macs, scale: Fraction) -> model.Host:
+def _vswitches(draft: Draft, scale: Fraction) -> dict[int, model.VSwitch]:
+    """By the identity of the draft's, which hosts share that join a switch alike."""
+    drafts = {id(switch): switch for of in draft.switches.values() for switch in of}
+    return {
+        key: model.VSwitch(
+            name=of.name,
+            kind=of.kind,
+            mtu=_known(of.mtu),
+            uplinks=of.uplinks,
+            portgroups=tuple(policies.port_group(of, group, scale) for group in of.portgroups),
+            nioc=policies.nioc_of(of, scale),
+            marking=policies.switch_marking(of),
+        )
+        for key, of in drafts.items()
+    }
+
+
+def _host(draft: Draft, name: str, macs: _Macs, vswitches: dict[int, model.VSwitch]) -> model.Host:
+    host, scale = draft.file.hosts[name], _known(draft.file.scale)
     return model.Host(
         name=name,
         cores=_known(host.cpu.cores),
@@ -162,18 +181,7 @@ def _host(draft: Draft, name: str, host: Host, macs: _Macs, scale: Fraction) -> 
             )
             for vmnic, nic in host.nics.items()
         ),
-        vswitches=tuple(
-            model.VSwitch(
-                name=s.name,
-                kind=s.kind,
-                mtu=_known(s.mtu),
-                uplinks=s.uplinks,
-                portgroups=tuple(policies.port_group(s, group, scale) for group in s.portgroups),
-                nioc=policies.nioc_of(s, scale),
-                marking=policies.switch_marking(s),
-            )
-            for s in draft.switches[name]
-        ),
+        vswitches=tuple(vswitches[id(switch)] for switch in draft.switches[name]),
         vmks=tuple(
             model.VmkernelAdapter(
                 name=vmk,

@@ -79,7 +79,7 @@ def _leg(draft: Draft, path: Path, switch: str, leg: RouterInterface) -> Entry:
 
 
 def _vmk(draft: Draft, host: str, name: str, vmk: Vmk, switch: SwitchDraft) -> Iterator[Entry]:
-    vlan = vlan_of(switch.portgroups[vmk.portgroup or ""])
+    vlan = vlan_of(switch, vmk.portgroup or "")
     if not isinstance(vlan, int):
         return
     gateways = [*vmk.gateway, *(route.via for route in vmk.routes)]
@@ -101,7 +101,7 @@ def _vmk(draft: Draft, host: str, name: str, vmk: Vmk, switch: SwitchDraft) -> I
 
 
 def _vm(draft: Draft, host: str, path: Path, nic: VmNic, switch: SwitchDraft) -> Iterator[Entry]:
-    vlan = vlan_of(switch.portgroups[nic.portgroup or ""])
+    vlan = vlan_of(switch, nic.portgroup or "")
     own = vlan if isinstance(vlan, int) else nic.vlan or 0
     if vlan is None:
         return

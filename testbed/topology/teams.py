@@ -21,6 +21,12 @@ def team_of(switch: SwitchDraft, portgroup: str) -> Teaming:
 
     Where the host has no vmnic for an active uplink, the first standby one takes its place.
     """
+    if portgroup not in switch.teams:
+        switch.teams[portgroup] = _resolved(switch, portgroup)
+    return switch.teams[portgroup]
+
+
+def _resolved(switch: SwitchDraft, portgroup: str) -> Teaming:
     own, base = switch.portgroups[portgroup].teaming, switch.of.teaming
     order = own if own.active is not None or own.standby is not None else base
     standby = [name for name in order.standby or () if name is not None]

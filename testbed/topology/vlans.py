@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from testbed.topology.problems import shown
 from testbed.topology.ranges import holds, trunk, vlan_of
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from testbed.topology.schema import VmNic
 
 _MAX_NAMED = 8
+
+_Use: TypeAlias = tuple[str, int]
+"""A port group, and the VLAN of a guest that tags its frames itself."""
 
 
 def check(draft: Draft) -> None:
@@ -42,7 +45,7 @@ def check(draft: Draft) -> None:
                     "name some, or leave vlans out to carry all",
                 )
         _vmks(draft, host)
-        _trunks(draft, host, movers.get(host, {}))
+        _trunks(draft, host, movers.get(host, set()))
     for name, vm in draft.file.vms.items():
         for number, adapter in enumerate(vm.nics):
             switch = draft.switch_of(vm.host or "", adapter.portgroup)
@@ -55,7 +58,7 @@ def _vmks(draft: Draft, host: str) -> None:
         switch = draft.switch_of(host, adapter.portgroup)
         if switch is None or adapter.portgroup is None:
             continue
-        if isinstance(vlan_of(switch.portgroups[adapter.portgroup]), tuple):
+        if isinstance(vlan_of(switch, adapter.portgroup), tuple):
             draft.problems.add(
                 ("hosts", host, "vmks", vmk, "portgroup"),
                 f"in {shown(adapter.portgroup)} guests tag their frames themselves, and a vmk"
@@ -65,7 +68,7 @@ def _vmks(draft: Draft, host: str) -> None:
 
 
 def _guest(draft: Draft, path: Path, nic: VmNic, switch: SwitchDraft) -> None:
-    vlan = vlan_of(switch.portgroups[nic.portgroup or ""])
+    vlan = vlan_of(switch, nic.portgroup or "")
     if vlan is None or draft.is_broken(*path):
         return
     if isinstance(vlan, int):
@@ -95,27 +98,26 @@ def ranges_text(ranges: Ranges) -> str:
     return ", ".join(each[:_MAX_NAMED]) + more
 
 
-def _movers(draft: Draft) -> dict[str, dict[tuple[str, int], str]]:
-    """By host: (port group, the VLAN of a guest that tags itself) of VMs that can run there."""
-    found: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
-    for name, vm in draft.file.vms.items():
-        store = draft.file.datastores.get(vm.datastore or "")
-        hosts = {vm.host, *(store.hosts if store is not None else ())}
-        for nic in vm.nics:
-            if nic.portgroup is not None:
-                for host in hosts:
-                    found[host or ""].setdefault((nic.portgroup, nic.vlan or 0), name)
+def _movers(draft: Draft) -> dict[str, set[_Use]]:
+    """By host: what VMs use that run there, or may come, as it mounts their datastore."""
+    found: dict[str, set[_Use]] = defaultdict(set)
+    stored: dict[str, set[_Use]] = defaultdict(set)
+    for vm in draft.file.vms.values():
+        uses = {(nic.portgroup, nic.vlan or 0) for nic in vm.nics if nic.portgroup is not None}
+        found[vm.host or ""] |= uses
+        stored[vm.datastore or ""] |= uses
+    for name, store in draft.file.datastores.items():
+        for host in store.hosts:
+            found[host or ""] |= stored[name]
     return found
 
 
-def _needed(
-    draft: Draft, host: str, movers: dict[tuple[str, int], str]
-) -> Iterator[tuple[str, int, str]]:
+def _needed(draft: Draft, host: str, movers: set[_Use]) -> Iterator[tuple[str, int, str]]:
     """(vmnic, VLAN, port group) of every port group in use on a host."""
     groups = {(vmk.portgroup or "", 0) for vmk in draft.file.hosts[host].vmks.values()}
-    for portgroup, tag in sorted(groups | set(movers)):
+    for portgroup, tag in sorted(groups | movers):
         switch = draft.switch_of(host, portgroup)
-        vlan = None if switch is None else vlan_of(switch.portgroups[portgroup])
+        vlan = None if switch is None else vlan_of(switch, portgroup)
         if switch is None or vlan is None:
             continue
         if isinstance(vlan, tuple) and not holds(vlan, tag):
@@ -124,13 +126,15 @@ def _needed(
             yield vmnic, vlan if isinstance(vlan, int) else tag, portgroup
 
 
-def _trunks(draft: Draft, host: str, movers: dict[tuple[str, int], str]) -> None:
+def _trunks(draft: Draft, host: str, movers: set[_Use]) -> None:
     lacking: dict[str, dict[int, str]] = defaultdict(dict)
-    for vmnic, vlan, portgroup in _needed(draft, host, movers):
-        nic = draft.nic(host, vmnic)
-        if nic is None or draft.is_broken("hosts", host, "nics", vmnic) or not nic.vlans:
-            continue
-        if not holds(trunk(nic.vlans), vlan):
+    carried = {
+        vmnic: trunk(nic.vlans)
+        for vmnic, nic in draft.file.hosts[host].nics.items()
+        if nic.vlans and not draft.is_broken("hosts", host, "nics", vmnic)
+    }
+    for vmnic, vlan, portgroup in _needed(draft, host, movers) if carried else ():
+        if vmnic in carried and not holds(carried[vmnic], vlan):
             lacking[vmnic].setdefault(vlan, portgroup)
     for vmnic, vlans in lacking.items():
         some = [*vlans.items()][:_MAX_NAMED]
