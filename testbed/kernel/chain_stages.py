@@ -136,8 +136,7 @@ def team(_: stages.Team, scope: Scope) -> Iterator[Line]:
 def _team_in() -> Iterator[Line]:
     yield from _pinned()
     yield load(4, R1, FRAME, MARK)
-    yield compute(R1, "&=", ~(UPLINK_MASK | ARRIVED))
-    yield compute(R1, "|=", R2)
+    yield compute(R1, "|=", R2)  # the program has cleared the mark at its start
     yield store(4, FRAME, MARK, R1)
 
 
