@@ -34,8 +34,11 @@ def in_place(estate: Estate, change: LinkChange) -> bool:
     if lasting is None:
         return True
     old = estate.journal
-    new = plan_here(changed(estate.topology, lasting), old.placement)
-    planned = difference(old.plan, new)
+    # Not with the plan of the journal, which has the wires of a migration under way as well.
+    planned = difference(
+        plan_here(estate.topology, old.placement),
+        plan_here(changed(estate.topology, lasting), old.placement),
+    )
     return not planned.do and not planned.undo
 
 
@@ -126,7 +129,7 @@ async def _describe_anew(
     kept = (*links, *noted) if changes is not None else links[:-1]
     old = estate.journal
     new = replace(old, plan=plan_here(topology, old.placement), links=kept)
-    planned = difference(old.plan, new.plan)
+    planned = difference(plan_here(estate.topology, old.placement), new.plan)
     if planned.do or planned.undo:
         planned = await change_to(estate, topology, new)
     else:

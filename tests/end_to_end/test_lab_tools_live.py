@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -255,3 +258,43 @@ def test_an_interrupted_capture_has_a_whole_file(tmp_path: Path) -> None:
         finally:
             capture.kill()
     assert "echo-reply" in run("pktcap", "-r", str(file)).stdout
+
+
+@pytest.mark.usefixtures("lab")
+def test_an_interrupted_vmkping_tells_what_it_has() -> None:
+    with started("vmkping", "esx01", "esx02/vmk1", "-I", "vmk1", "-c", "1000") as pings:
+        try:
+            assert pings.stdout is not None
+            while "icmp_seq=1 " not in (line := pings.stdout.readline()):
+                assert line
+            os.kill(pings.pid, signal.SIGINT)
+            shown = pings.stdout.read()
+            assert pings.wait(20) == 0
+        finally:
+            pings.kill()
+    assert re.search(r"([2-9]) packets transmitted, \1 packets received, 0% packet loss", shown)
+
+
+@pytest.mark.usefixtures("lab")
+def test_the_live_view_ends_with_q() -> None:
+    keyboard, terminal = pty.openpty()
+    command = [sys.executable, "-m", "testbed", "top", LAB, "-d", "200ms"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
+    shown = b""
+    with subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+    ) as view:
+        try:
+            while shown.count(b"TEAM-PNIC") < 4:  # two hosts, twice
+                assert select.select([keyboard], [], [], 20)[0], shown
+                shown += os.read(keyboard, 1 << 16)
+            os.write(keyboard, b"q")
+            while view.poll() is None:
+                if select.select([keyboard], [], [], 0.1)[0]:
+                    os.read(keyboard, 1 << 16)
+            assert view.returncode == 0
+        finally:
+            view.kill()
+            os.close(keyboard)
+            os.close(terminal)
+    assert b"vmk1" in shown
