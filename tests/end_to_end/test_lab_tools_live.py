@@ -155,14 +155,14 @@ def port(shown: dict[str, Any], host: str, name: str) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("lab")
 def test_rates_agree_from_port_to_uplink_to_class_to_the_other_host() -> None:
-    with started("iperf", "esx01/vmk1", "esx02/vmk1", "--time", "6") as sender:
+    with started("iperf", "esx01/vmk1", "esx02/vmk1", "--time", "30") as sender:
         try:
             deadline = time.monotonic() + 30
             while True:
                 shown = json.loads(run("top", LAB, "--json", "-n", "1", "-d", "2s").stdout)
                 uplink = port(shown, "esx01", "vmnic1")
                 sent = uplink["rates"]["tx"]
-                if sent["bits_per_s"] > 0.9e9:
+                if sent["bits_per_s"] > 0.5e9:  # a busy machine may not fill the link
                     break
                 assert time.monotonic() < deadline, uplink
                 assert sender.poll() is None, "the traffic was over before it was seen"

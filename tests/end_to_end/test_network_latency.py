@@ -158,7 +158,7 @@ def test_the_distance_may_change_while_a_guest_moves() -> None:
                 changed.append(
                     threading.Thread(
                         target=net.link, args=("tor-a", "tor-b"), kwargs={"delay_ns": 10 * MS}
-                    )  # fmt: skip
+                    )
                 )
                 changed[0].start()
 

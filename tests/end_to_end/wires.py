@@ -24,7 +24,7 @@ from testbed.lab.down import down
 from testbed.lab.journal import Journal
 from testbed.lab.status import lab_status
 from testbed.lab.up import up
-from testbed.measure.capture import CaptureTest, Captured, Tap, capture
+from testbed.measure.capture import Captured, CaptureTest, Tap, capture
 from testbed.measure.endpoint import Endpoint, socket_in
 from testbed.measure.iperf import measure as iperf
 from testbed.measure.iperf_result import IperfTest
@@ -130,7 +130,9 @@ def frame(source: str, word: str, *, to: str = BROADCAST, vid: int = 0, size: in
     """A frame of no known protocol that carries a word."""
     made = bytes.fromhex((to + source).replace(":", ""))
     made += struct.pack("!HH", VLAN, vid) if vid else b""
-    return (made + struct.pack("!H", EXPERIMENTAL) + word.encode()).ljust(size, b".")
+    return (made + struct.pack("!H", EXPERIMENTAL) + word.encode()).ljust(
+        size + (4 if vid else 0), b"."
+    )
 
 
 class Net:
