@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import click
 
 from testbed.cli.measure import LAB
 from testbed.cli.reach import duration_ns
+from testbed.cli.stopping import stopped_by_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,7 +137,7 @@ def _run(
     def ready() -> None:
         click.echo(f"capturing at {names[0]}; Ctrl-C ends it", err=True)
 
-    with _stopped_by_signals() as stop:
+    with stopped_by_signals() as stop:
         counts = capture(places, test, keep, stop, ready)
     seen, dropped = sum(one.seen for one in counts), sum(one.dropped for one in counts)
     if writer is not None:
@@ -172,21 +171,6 @@ def _output(out: str | None) -> Iterator[IO[bytes] | None]:
             raise InputError(f"write {out}: {error.strerror}; give -o another file") from error
         with file:
             yield file
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the file is finished and nothing is left."""
-    stop = threading.Event()
-    usual = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
 
 
 def _print_file(path: Path) -> None:

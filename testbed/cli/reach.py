@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from testbed.cli.measure import LAB
+from testbed.cli.stopping import stopped_by_signals
 
 if TYPE_CHECKING:
     from testbed.measure.endpoint import Endpoint
@@ -103,7 +104,8 @@ def vmkping_command(
         click.echo(f"the largest packet that passes unfragmented: {find(ours, theirs, size)} bytes")
 
     try:
-        echoes = echo(ours, theirs, test, on_reply=show)
+        with stopped_by_signals() as stop:
+            echoes = echo(ours, theirs, test, stop, on_reply=show)
     except MessageTooLongError as error:
         if find_mtu:
             search()
@@ -117,7 +119,7 @@ def vmkping_command(
         search()
     elif dont_fragment and not round_trips:
         _probe_small(ours, theirs, test)
-    if len(round_trips) < count:
+    if len(round_trips) < len(echoes.sent_ns):
         sys.exit(1)
 
 
