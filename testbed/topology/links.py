@@ -10,6 +10,8 @@ from testbed.topology.problems import shown
 from testbed.units import format_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from testbed.topology.draft import Draft
     from testbed.topology.fabric import Link, Switch
     from testbed.topology.problems import Path
@@ -37,8 +39,29 @@ def check(draft: Draft) -> None:
                 "the link carries no VLAN at all",
                 "name some, or leave vlans out to carry all",
             )
+    rated = set(_rated(draft))
     for name, switch in draft.file.switches.items():
-        _queues(draft, ("switches", name, "qos"), switch)
+        path = ("switches", name, "qos")
+        _queues(draft, path, switch)
+        if switch.qos is not None and name not in rated and not draft.is_broken(*path):
+            draft.problems.add(
+                path,
+                f"no port of {name} has a rate, so that nothing ever waits in its queues",
+                "give its links, or the vmnics cabled to it, a rate",
+                at_key=True,
+            )
+
+
+def _rated(draft: Draft) -> Iterator[str]:
+    """The switches at whose ports frames can wait; where it is unclear, too."""
+    for number, link in enumerate(draft.file.links):
+        if link.rate is not None or draft.is_broken("links", number):
+            yield from (end for end in link.between if end is not None)
+    for host, of in draft.file.hosts.items():
+        for vmnic, nic in of.nics.items():
+            unsure = draft.is_broken("hosts", host, "nics", vmnic)
+            if nic.switch is not None and (nic.rate is not None or unsure):
+                yield nic.switch
 
 
 def _directions(draft: Draft, path: Path, link: Link) -> None:

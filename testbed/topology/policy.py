@@ -92,8 +92,8 @@ class PortGroup:
     """A port group as one host has it.
 
     `vlan` is an access VLAN (0: untagged), or the trunk's VLANs for a guest that tags itself.
-    `outgoing` shapes what its ports send to the network (vSphere: egress on a standard
-    switch, ingress on a distributed one, seen from the switch), `incoming` what they receive.
+    `outgoing` shapes what its adapters send (egress in the file), `incoming` what they receive
+    (ingress).
     """
 
     name: str

@@ -204,8 +204,8 @@ class TopologyFile(FileObject):
     name: leaves.LabName = Field(description="The lab's name, one of a kind on its machine.")
     scale: leaves.Scale = Field(
         Fraction(1),
-        description="1/k divides memory, rates and working sets given in bytes, so that a large "
-        "estate fits a small machine; MTU, page size and percentages stay.",
+        description="1/k divides memory, rates, bursts and working sets given in bytes, so that a "
+        "large estate fits a small machine; MTU, page size, delays and percentages stay.",
     )
     sites: dict[leaves.Name, Site] = Field(
         default_factory=dict, description="Places, by name.", examples=[{"a": {}, "b": {}}]

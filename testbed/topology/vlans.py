@@ -87,11 +87,11 @@ def _guest(draft: Draft, path: Path, nic: VmNic, switch: SwitchDraft) -> None:
         draft.problems.add(
             path if nic.vlan is None else (*path, "vlan"),
             f"the trunk of port group {shown(nic.portgroup)} doesn't carry {what}",
-            f"write vlan: N, one of {ranges_text(vlan)}",
+            f"write vlan: N, one of {_text(vlan)}",
         )
 
 
-def ranges_text(ranges: Ranges) -> str:
+def _text(ranges: Ranges) -> str:
     """Ranges as the file writes them."""
     each = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
     more = f" and {len(each) - _MAX_NAMED} more" if len(each) > _MAX_NAMED else ""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from testbed.errors import TopologyError
-from testbed.topology import later, loads
+from testbed.topology import later, loads, never
 
 
 def nested(shape: later.Shape, value: object) -> Any:
@@ -37,6 +37,18 @@ def test_a_key_to_come_is_refused_with_its_reason(shape: later.Shape) -> None:
     (refusal,) = refusals(text)
     assert f"{shape[-1]} is not built yet: {later.KEYS[shape]}; remove it" in refusal
     assert "unknown key" not in refusal
+
+
+@pytest.mark.parametrize("shape", never.KEYS, ids=".".join)
+def test_a_key_in_the_wrong_place_is_refused_with_its_reason(shape: never.Shape) -> None:
+    value = "in a VM" if shape[0] == "vms" else 1
+    with pytest.raises(TopologyError) as error:
+        loads(yaml.safe_dump({"name": "x", **nested(shape, value)}), "f")
+    reason, remedy = never.KEYS[shape]
+    (refusal,) = [p for p in error.value.problems if p.message == reason]
+    assert refusal.remedy == remedy
+    assert refusal.where.endswith(shape[-1])
+    assert not any("unknown key" in p.message for p in error.value.problems)
 
 
 @pytest.mark.parametrize("kind", later.WORKLOADS)

@@ -391,6 +391,46 @@ def test_the_trunk_of_a_host_that_a_vm_can_move_to_carries_its_vlan() -> None:
     assert loads(text.replace("hosts: [h1, h2]", "hosts: [h1]"), "f")
 
 
+def test_queues_need_a_port_where_frames_can_wait() -> None:
+    (problem,) = problems(GOOD.replace("rate: 10Gbit, ", ""))
+    assert problem.where == "switches.tor-a.qos"
+    assert "no port of tor-a has a rate" in problem.message
+    assert loads(
+        GOOD.replace("rate: 10Gbit, ", "").replace("D/u1, vl", "D/u1, rate: 1Gbit, vl"), "f"
+    )
+
+
+def test_a_second_network_in_a_vlan_has_two_members_or_a_gateway() -> None:
+    other = GOOD.replace("192.168.0.2/24", "192.168.7.2/24")
+    (problem,) = problems(other)
+    assert "192.168.7.2/24 is of another network than vmk0 of h1" in problem.message
+    gateway = other.replace("192.168.7.2/24,", "192.168.7.2/24, gateway: 192.168.7.1,")
+    assert loads(gateway, "f")
+    router = "core:\n    interfaces:\n      tor-b: {ip: [192.168.7.1/24, 192.168.0.254/24]}\n"
+    assert loads(other.replace("core:\n    interfaces:\n", router), "f")
+
+
+def wide_team(count: int, rate: str) -> str:
+    nics = ", ".join(f"vmnic{n}: {{switch: tor, rate: {rate}}}" for n in range(count))
+    names = ", ".join(f"vmnic{n}" for n in range(count))
+    return (
+        f"name: wide\nswitches: {{tor: {{}}}}\nhosts:\n  h:\n    cpu: {{cores: 1}}\n"
+        f"    memory: 1GiB\n    nics: {{{nics}}}\n"
+        f"    vswitches: {{S: {{uplinks: [{names}], portgroups: {{vMotion: {{}}}}}}}}\n"
+        "    vmks: {vmk0: {portgroup: vMotion, ip: 10.0.0.1/24, services: [vmotion]}}\n"
+    )
+
+
+@pytest.mark.parametrize(("rate", "most"), [("1Gbit", 16), ("10Gbit", 4)])
+def test_every_uplink_of_a_team_counts_as_a_vmotion_nic(rate: str, most: int) -> None:
+    assert len(loads(wide_team(most, rate), "f").hosts[0].uplinks) == most
+    (problem,) = problems(wide_team(most + 1, rate))
+    assert problem.where == "hosts.h.nics"
+    assert f"{most + 1} x" in problem.message
+    team = "vMotion: {teaming: {active: [vmnic0], standby: [vmnic1]}}"
+    assert loads(wide_team(most + 1, rate).replace("vMotion: {}", team), "f")
+
+
 CHAIN = """\
 name: chain
 switches: {a: {}, b: {}, c: {}}
