@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -11,13 +12,21 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from testbed.kernel import chain_ports
 from testbed.plan.stages import (
+    Arrive,
     Carry,
     Classify,
     ForgedTransmits,
+    Leave,
+    Lose,
     MacChanges,
     Marking,
     MarkRule,
+    MaxSize,
     Mirror,
+    Queue,
+    QueueByCos,
+    QueueByDscp,
+    Stage,
     Tag,
     Team,
     Untag,
@@ -239,3 +248,30 @@ def test_a_frame_without_tag_gets_its_dscp_alone():
         (found,) = made.seen(1)["b"]
         assert Dot1Q not in Ether(found)
         assert Ether(found)[IP].tos == 46 << 2 | 3
+
+
+# ---------------------------------------------------------------- the verifier
+
+EVERY_STAGE = (
+    Lose(1), Tag(10, 4), Carry(((1, 5), (10, 10)), untagged=True), ForgedTransmits(mac(1)),
+    Classify(3, 12), Marking((DISCARD, MarkRule(cos=1, dscp=9, source="fd00::/65"))), Team(),
+    Mirror("b", mac(2)), Arrive(1, reflections=True), Leave(1), MacChanges(mac(1)), Queue(),
+    QueueByCos((0, 1, 2, 3, 0, 0, 5, 5)), QueueByDscp(tuple(n % 8 for n in range(64))),
+    MaxSize(1500), Untag(10),
+)  # fmt: skip
+
+
+def test_the_kernel_accepts_every_stage_alone_and_all_of_them_together():
+    assert {type(one) for one in EVERY_STAGE} == set(get_args(Stage))
+    with switch([Port("a", EVERY_STAGE, EVERY_STAGE), Port("b")]) as made:
+        for stage in EVERY_STAGE:
+            made.rechain("a", incoming=(stage,), outgoing=(stage,))
+
+
+def test_the_kernel_accepts_a_hundred_rules():
+    rules = tuple(
+        MarkRule(cos=n % 8, dscp=n % 64, source=f"10.{n}.0.0/16", destination_ports=((n, n + 9),))
+        for n in range(100)
+    )
+    packet = IP(src="10.99.0.1", dst="10.0.0.1") / UDP(dport=108)
+    assert marked(rules, packet) == [(99 % 8, (99 % 64) << 2)]

@@ -25,8 +25,6 @@ from testbed.plan.stages import (
     Classify,
     Leave,
     Lose,
-    Marking,
-    MarkRule,
     MaxSize,
     Queue,
     QueueByCos,
@@ -530,13 +528,3 @@ def test_a_refused_program_shows_what_the_verifier_says():
     code = assemble([load(8, R0, R6, 0), compute(R0, "=", 0), leave()]).link({})
     with pytest.raises(KernelError, match=r"(?s)load program wrong for nowhere: .*R6 !read_ok"):
         bpf.load_program("wrong", code, "nowhere")
-
-
-def test_many_rules_are_accepted():
-    rules = tuple(
-        MarkRule(cos=n % 8, dscp=n % 64, source=f"10.{n}.0.0/16", destination_ports=((n, n + 9),))
-        for n in range(100)
-    )
-    with switch([Port("a", (Tag(1), Marking(rules), Team())), Port("b")]) as made:
-        made.cables["a"].send(frame(1))
-        assert made.copies(frame(1, vid=1), 1) == {"b": 1}
