@@ -413,7 +413,9 @@ def test_the_mark_does_not_reach_the_stack_of_the_same_namespace():
         opened.setsockopt(socket.SOL_SOCKET, receive_mark, 1)
         cable = Cable(where, "src")
         undo.callback(cable.socket.close)
-        packet = Ether(dst=mac(1)) / IP(src="10.0.0.2", dst="10.0.0.1") / UDP(dport=9) / b"x"
+        packet = (
+            Ether(src=mac(5), dst=mac(1)) / IP(src="10.0.0.2", dst="10.0.0.1") / UDP(dport=9) / b"x"
+        )
         cable.send(bytes(packet))
         _, ancillary, _, _ = opened.recvmsg(100, 256)
         marks = [struct.unpack("=I", data)[0] for _, kind, data in ancillary if kind == wanted]
