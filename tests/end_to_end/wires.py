@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from testbed import topology as topologies
 from testbed.errors import MeasurementError
 from testbed.kernel import netns
+from testbed.kernel.observation import observe
 from testbed.lab.adapters import adapter, common_addresses
 from testbed.lab.client import request
 from testbed.lab.directory import LabDirectory
@@ -30,10 +31,12 @@ from testbed.measure.iperf import measure as iperf
 from testbed.measure.iperf_result import IperfTest
 from testbed.measure.ping import PingTest
 from testbed.measure.ping import measure as ping
+from testbed.plan.plan import kernel_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from testbed.kernel.links import Link
     from testbed.measure.ping_result import PingResult
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
@@ -243,24 +246,29 @@ class Net:
     def status(self) -> dict[str, Any]:
         return lab_status(self.lab)
 
-    def links(self) -> dict[str, dict[str, Any]]:
+    def links(self) -> dict[str, Link]:
         """Each link with its counters, by place."""
-        return {f"{link['node']}/{link['name']}": link for link in self.status()["links"]}
+        plan = Journal.read(self.directory.journal).plan
+        seen = observe(kernel_steps(plan.steps)).values()
+        return {f"{one.netns.split('.', 2)[2]}/{one.link.name}": one.link for one in seen}
 
     @cached_property
     def macs(self) -> dict[str, str]:
-        return {place: link["mac"] for place, link in self.links().items()}
+        return {place: link.mac for place, link in self.links().items()}
 
     def sent(self, *places: str) -> dict[str, int]:
         """Packets sent so far."""
         links = self.links()
-        return {place: links[place]["tx_packets"] for place in places}
+        counters = {place: links[place].counters for place in places}
+        return {place: found.tx_packets for place, found in counters.items() if found}
 
     def uplinks_of_ports(self) -> dict[str, str | None]:
         """The uplink that each port of a team leaves by, by HOST/PORT."""
-        said = self.status()
-        nodes = {node["netns"]: node["name"] for node in said["nodes"]}
-        return {f"{nodes[team['netns']]}/{team['port']}": team["uplink"] for team in said["teams"]}
+        said = request(self.directory, {"command": "status"}, timeout_s=10)
+        return {
+            f"{team['netns'].split('.', 2)[2]}/{team['port']}": team["uplink"]
+            for team in said["teams"]
+        }
 
     # -- changed ----------------------------------------------------------------------------
 
