@@ -109,12 +109,18 @@ def mac_changes(stage: stages.MacChanges, scope: Scope) -> Iterator[Line]:
 
 
 def mirror(stage: stages.Mirror, scope: Scope) -> Iterator[Line]:
-    """Send a copy out of another port, through its chain: `bpf_clone_redirect`."""
+    """Send a copy out of another port, through its chain: `bpf_clone_redirect`.
+
+    This goes past the bridge, which closes ports: one whose address isn't listed is closed.
+    """
     done = scope.labels.new("mirrored")
     yield from _read_mac(DESTINATION_AT)
     yield jump_if(R1, "&", 1, done)  # the bridge floods these anyway
     yield set_wide(R2, stage.mac)
     yield jump_if(R1, "==", R2, done)
+    yield store(8, R10, SCRATCH, R2)
+    yield from _look_up()
+    yield jump_if(R0, "==", 0, done)
     yield compute(R1, "=", FRAME)
     yield set_symbol(R2, stage.dev)
     yield compute(R3, "=", 0)
@@ -157,10 +163,7 @@ def arrive(stage: stages.Arrive, scope: Scope) -> Iterator[Line]:
     """Look for the source among the switch's own addresses: `bpf_map_lookup_elem`."""
     if stage.reflections:
         yield from _read_mac(SOURCE_AT)
-        yield set_map(R1, SWITCH)
-        yield compute(R2, "=", R10)
-        yield compute(R2, "+=", SCRATCH)
-        yield call(MAP_LOOKUP)
+        yield from _look_up()
         yield jump_if(R0, "!=", 0, scope.drop)
     yield compute(R1, "=", ARRIVED | stage.uplink)
     yield store(4, FRAME, MARK, R1)
@@ -190,3 +193,11 @@ def _read_mac(at: int) -> Iterator[Line]:
     yield store(8, R10, SCRATCH, 0)
     yield from read(at, SCRATCH, MAC_BYTES)
     yield load(8, R1, R10, SCRATCH)
+
+
+def _look_up() -> Iterator[Line]:
+    """R0 is 0 if the switch's set doesn't have the address in SCRATCH (`bpf_map_lookup_elem`)."""
+    yield set_map(R1, SWITCH)
+    yield compute(R2, "=", R10)
+    yield compute(R2, "+=", SCRATCH)
+    yield call(MAP_LOOKUP)

@@ -71,7 +71,7 @@ class MacChanges:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """In: clones unicast frames that aren't for `mac` to a promiscuous port of the switch."""
+    """In: clones unicast frames that aren't for `mac` to a promiscuous port that is open."""
 
     kind: ClassVar[str] = "mirror"
     dev: str

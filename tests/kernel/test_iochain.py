@@ -115,7 +115,7 @@ def test_a_promiscuous_port_sees_each_frame_of_its_vlan_once():
         )
 
     ports = [mirrored("a", 10), mirrored("b", 10), mirrored("c", 20), access("spy", 10)]
-    ports[3].flooding = False
+    ports[3].flooding, ports[3].address = False, mac(9)
     with switch(ports) as made:
         made.cables["b"].send(frame(2))  # the bridge learns b
         made.cables["spy"].send(frame(9))
@@ -125,6 +125,9 @@ def test_a_promiscuous_port_sees_each_frame_of_its_vlan_once():
         assert made.seen(5) == {"b": [to_b, to_all], "spy": [to_b, to_all, to_spy]}
         made.cables["c"].send(frame(3, 2))
         assert made.seen() == {}
+        chain_ports.unlist_address(made.host, "a", mac(9))  # as a port is closed
+        made.cables["a"].send(frame(1, 2))
+        assert made.seen(1) == {"b": [frame(1, 2)]}
 
 
 # ---------------------------------------------------------------- marking

@@ -133,12 +133,13 @@ def test_every_byte_of_an_address_counts(last):
     assert run([changed], frame(to=GROUP), OUTGOING) == PASS
 
 
-def test_mirror_clones_unicast_for_others():
+def test_mirror_clones_unicast_for_others_to_an_open_port():
     mirror = [stages.Mirror("spy", ONE)]
     for to, clones in ((OTHER, [7]), (MAC, []), (GROUP, []), (b"\xff" * 6, [])):
-        sent = frame(to=to)
-        assert run(mirror, sent, spy=7) == PASS
-        assert sent.clones == clones
+        for machine in (Machine(addresses={MAC}), Machine(addresses={OTHER})):
+            sent = frame(to=to)
+            assert run(mirror, sent, machine=machine, spy=7) == PASS
+            assert sent.clones == (clones if MAC in machine.addresses else [])
 
 
 @given(st.integers(0, 15), st.integers(0, 0xFFFF), st.integers(0, 127), st.integers(0, 2**32 - 1))
