@@ -25,7 +25,7 @@ from testbed.kernel.refusals import kernel_error
 from testbed.plan.stages import Mirror
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from testbed.kernel.chain_ports import Attached
@@ -54,10 +54,16 @@ def mirror_indexes(channels: Channels, step: Chain) -> dict[str, int]:
 
 
 class Loading:
-    """Programs that wait to be attached; within the block, which closes their descriptors."""
+    """Programs that wait to be attached; within the block, which closes their descriptors.
 
-    def __init__(self, channels: Channels) -> None:
+    Args:
+        channels: where to.
+        bare: the ports that have no chain yet.
+    """
+
+    def __init__(self, channels: Channels, bare: Iterable[Chain] = ()) -> None:
         self._channels = channels
+        self._bare = {(step.netns, step.dev) for step in bare}
         self._closing = ExitStack()
         self._switches: dict[tuple[str, str], int] = {}
         self._messages: dict[str, list[_Message]] = {}
@@ -121,10 +127,25 @@ class Loading:
     def _switch(self, step: Chain) -> int:
         key = step.netns, step.switch
         if key not in self._switches:
-            fd = _open_switch(self._channels, step)
+            fd = self._open_switch(step)
             self._switches[key] = create_addresses() if fd is None else fd
             self._closing.callback(os.close, self._switches[key])
         return self._switches[key]
+
+    def _open_switch(self, step: Chain) -> int | None:
+        """The set found at a port of the switch that has a chain; None if none has."""
+        socket = self._channels.socket(step.netns)
+        bridge = self._channels.index(step.netns, step.switch)
+        try:
+            links = read_links(socket).values()
+        except (OSError, RefusedError) as error:
+            raise KernelError("read the links of", step.netns, str(error)) from error
+        for link in links:
+            if link.master == bridge and (step.netns, link.name) not in self._bare:
+                fd = open_map(socket, link.index, SWITCH_MAP, f"{link.name} in {step.netns}")
+                if fd is not None:
+                    return fd
+        return None
 
     def attach(self) -> None:
         """Attach everything; what is replaced stays so if another is refused, the rest goes.
@@ -153,22 +174,6 @@ class Loading:
 
 def _is_there(message: _Message, refusal: RefusedError) -> bool:
     return message.may_exist and refusal.number == errno.EEXIST
-
-
-def _open_switch(channels: Channels, step: Chain) -> int | None:
-    """The set of addresses of a step's switch, found at a port that has a chain; None if none."""
-    socket = channels.socket(step.netns)
-    bridge = channels.index(step.netns, step.switch)
-    try:
-        links = read_links(socket).values()
-    except (OSError, RefusedError) as error:
-        raise KernelError("read the links of", step.netns, str(error)) from error
-    for link in links:
-        if link.master == bridge:
-            fd = open_map(socket, link.index, SWITCH_MAP, f"{link.name} in {step.netns}")
-            if fd is not None:
-                return fd
-    return None
 
 
 def target_of(step: Chain) -> str:

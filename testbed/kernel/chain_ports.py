@@ -47,27 +47,28 @@ def attached(socket: Socket, index: int, target: str) -> dict[int, Attached]:
         KernelError: the kernel does not answer.
     """
     found = {}
+    known: dict[int, str] = {}
     try:
         for direction in DIRECTIONS:
             for fact in read_filters(socket, index, direction):
                 if fact.ours and fact.program:
-                    found[direction] = _attached(fact)
+                    found[direction] = _attached(fact, known)
     except (OSError, RefusedError) as error:
         raise _unread(target, error) from error
     return found
 
 
-def _attached(fact: FilterFact) -> Attached:
+def _attached(fact: FilterFact, known: dict[int, str]) -> Attached:
     with bpf.program(fact.program) as fd:
         program = bpf.read_program(fd)
-    maps = {}
     for number in program.maps:
-        fd = bpf.open_map(number)
-        try:
-            maps[bpf.read_map(fd).name] = number
-        finally:
-            os.close(fd)
-    return Attached(fact, program, maps)
+        if number not in known:
+            fd = bpf.open_map(number)
+            try:
+                known[number] = bpf.read_map(fd).name
+            finally:
+                os.close(fd)
+    return Attached(fact, program, {known[number]: number for number in program.maps})
 
 
 def _unread(target: str, error: OSError | RefusedError) -> KernelError:

@@ -10,11 +10,12 @@ from testbed.errors import KernelError
 from testbed.kernel import bpf, chain_filters, iochain, messages
 from testbed.kernel.chain_cells import (
     DIRECTIONS,
+    INCOMING,
     PORT_MAP,
     SWITCH_MAP,
 )
 from testbed.kernel.chain_loading import Loading, mirror_indexes, target_of
-from testbed.kernel.chain_ports import Addresses, Attached, attached, open_map
+from testbed.kernel.chain_ports import Attached, attached, open_map
 from testbed.kernel.chain_stages import PORT, SWITCH
 from testbed.kernel.iochain import PROGRAM_NAMES, directions_of
 from testbed.kernel.refusals import describe, kernel_error
@@ -44,7 +45,7 @@ def attach_all(channels: Channels, steps: Sequence[Chain]) -> None:
     Raises:
         KernelError: the kernel refused.
     """
-    with Loading(channels) as work:
+    with Loading(channels, bare=steps) as work:
         for step in steps:
             if directions_of(step):
                 work.add(step, {}, step.listed)
@@ -107,9 +108,7 @@ def check(channels: Channels, step: Chain) -> None:
     if len({have.maps[PORT_MAP] for have in found.values()}) > 1:
         raise _differs(step, f"map of {step.dev}", "one for both directions", "two")
     if step.switch and step.listed and step.address is not None:
-        with Addresses(channels.socket(step.netns), index, target_of(step)) as addresses:
-            if not addresses.listing(step.address).is_in():
-                raise _differs(step, f"addresses of {step.switch}", step.address, "others")
+        _compare_address(step, step.address, found[INCOMING].maps[SWITCH_MAP])
 
 
 def _compare(channels: Channels, step: Chain, direction: int, have: Attached) -> None:
@@ -127,6 +126,19 @@ def _compare(channels: Channels, step: Chain, direction: int, have: Attached) ->
     ):
         if want != value:
             raise _differs(step, f"{name}'s {what}", want, value)
+
+
+def _compare_address(step: Chain, address: str, switch_map: int) -> None:
+    try:
+        fd = bpf.open_map(switch_map)
+        try:
+            listed = bpf.Element(fd, messages.packed_mac(address)).is_in()
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise KernelError("read the addresses of", target_of(step), str(error)) from error
+    if not listed:
+        raise _differs(step, f"addresses of {step.switch}", address, "others")
 
 
 def _unlist(channels: Channels, step: Chain) -> None:
