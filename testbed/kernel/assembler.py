@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-_INSTRUCTION = struct.Struct("<BBhi")  # opcode, registers, offset, immediate: 8 bytes
-INSTRUCTION_BYTES = _INSTRUCTION.size
+LAYOUT = struct.Struct("<BBhi")  # opcode, registers, offset, immediate: 8 bytes
+INSTRUCTION_BYTES = LAYOUT.size
 _IMMEDIATE_AT = 4
 _LD, _LDX, _ST, _STX, _ALU32, _JMP, _, _ALU64 = range(8)  # the class, its lowest bits
-_SIZES = {8: 0x18, 4: 0x00, 2: 0x08, 1: 0x10}  # DW, W, H, B
-_MEM, _ATOMIC = 0x60, 0xC0
-_REGISTER = 0x08  # the second operand is a register, not an immediate
-_WIDE = _LD | _SIZES[8]  # ld_imm64: takes two slots
-_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
+SIZES = {8: 0x18, 4: 0x00, 2: 0x08, 1: 0x10}  # DW, W, H, B
+_MEM, ATOMIC = 0x60, 0xC0
+REGISTER = 0x08  # the second operand is a register, not an immediate
+WIDE = _LD | SIZES[8]  # ld_imm64: takes two slots
+PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2
 _GOTO, _CALL, _EXIT, _TO_BIG_ENDIAN = 0x00, 0x80, 0x90, 0xD8
 OPERATIONS = {
     "+=": 0x00, "-=": 0x10, "*=": 0x20, "|=": 0x40, "&=": 0x50, "<<=": 0x60, ">>=": 0x70,
@@ -62,7 +62,7 @@ class Instruction(NamedTuple):
     @property
     def slots(self) -> int:
         """How many times 8 bytes it takes."""
-        return 2 if self.opcode == _WIDE else 1
+        return 2 if self.opcode == WIDE else 1
 
 
 Line: TypeAlias = Instruction | Label
@@ -72,7 +72,7 @@ def compute(destination: Register, operation: str, operand: Operand) -> Instruct
     """`destination operation operand` in 64 bits; immediates are signed, of 32 bits."""
     code = _ALU64 | OPERATIONS[operation]
     if isinstance(operand, Register):
-        return Instruction(code | _REGISTER, destination, operand)
+        return Instruction(code | REGISTER, destination, operand)
     return Instruction(code, destination, immediate=operand)
 
 
@@ -84,18 +84,18 @@ def set_symbol(destination: Register, symbol: str) -> Instruction:
 def set_wide(destination: Register, value: int | str) -> Instruction:
     """A number of 64 bits, or the symbol of one."""
     if isinstance(value, str):
-        return Instruction(_WIDE, destination, symbol=value)
-    return Instruction(_WIDE, destination, immediate=value)
+        return Instruction(WIDE, destination, symbol=value)
+    return Instruction(WIDE, destination, immediate=value)
 
 
 def set_map(destination: Register, symbol: str) -> Instruction:
     """A map's address, for functions that take a map."""
-    return Instruction(_WIDE, destination, _PSEUDO_MAP_FD, symbol=symbol)
+    return Instruction(WIDE, destination, PSEUDO_MAP_FD, symbol=symbol)
 
 
 def set_cell(destination: Register, symbol: str, offset: int) -> Instruction:
     """The address of a byte in the only value of an array map."""
-    return Instruction(_WIDE, destination, _PSEUDO_MAP_VALUE, immediate=offset << 32, symbol=symbol)
+    return Instruction(WIDE, destination, PSEUDO_MAP_VALUE, immediate=offset << 32, symbol=symbol)
 
 
 def to_big_endian(destination: Register, bits: int) -> Instruction:
@@ -105,26 +105,26 @@ def to_big_endian(destination: Register, bits: int) -> Instruction:
 
 def load(size: int, destination: Register, base: Register, offset: int) -> Instruction:
     """Read `size` bytes of memory."""
-    return Instruction(_LDX | _MEM | _SIZES[size], destination, base, offset)
+    return Instruction(_LDX | _MEM | SIZES[size], destination, base, offset)
 
 
 def store(size: int, base: Register, offset: int, operand: Operand) -> Instruction:
     """Write `size` bytes of memory."""
     if isinstance(operand, Register):
-        return Instruction(_STX | _MEM | _SIZES[size], base, operand, offset)
-    return Instruction(_ST | _MEM | _SIZES[size], base, 0, offset, operand)
+        return Instruction(_STX | _MEM | SIZES[size], base, operand, offset)
+    return Instruction(_ST | _MEM | SIZES[size], base, 0, offset, operand)
 
 
 def atomic_add(base: Register, offset: int, source: Register) -> Instruction:
     """Add to 8 bytes of memory, whatever other CPUs do there."""
-    return Instruction(_STX | _ATOMIC | _SIZES[8], base, source, offset)
+    return Instruction(_STX | ATOMIC | SIZES[8], base, source, offset)
 
 
 def jump_if(left: Register, comparison: str, right: Operand, target: str) -> Instruction:
     """Go to a label if the comparison of 64 bits holds."""
     code = _JMP | COMPARISONS[comparison]
     if isinstance(right, Register):
-        return Instruction(code | _REGISTER, left, right, target=target)
+        return Instruction(code | REGISTER, left, right, target=target)
     return Instruction(code, left, immediate=right, target=target)
 
 
@@ -167,7 +167,7 @@ class Code:
         for at, symbol in self.symbols:
             low, high = _halves(values[symbol])
             struct.pack_into("<i", linked, at + _IMMEDIATE_AT, low)
-            if (linked[at], linked[at + 1] >> 4) == (_WIDE, 0):  # not a map's descriptor
+            if (linked[at], linked[at + 1] >> 4) == (WIDE, 0):  # not a map's descriptor
                 struct.pack_into("<i", linked, at + INSTRUCTION_BYTES + _IMMEDIATE_AT, high)
         return bytes(linked)
 
@@ -228,77 +228,7 @@ def _halves(value: int) -> tuple[int, int]:
 
 def _encode(one: Instruction, offset: int) -> bytes:
     registers = one.destination | one.source << 4
-    if one.opcode != _WIDE:
-        return _INSTRUCTION.pack(one.opcode, registers, offset, one.immediate)
+    if one.opcode != WIDE:
+        return LAYOUT.pack(one.opcode, registers, offset, one.immediate)
     low, high = _halves(one.immediate)
-    return _INSTRUCTION.pack(_WIDE, registers, 0, low) + _INSTRUCTION.pack(0, 0, 0, high)
-
-
-def disassemble(data: bytes, functions: Mapping[int, str] | None = None) -> list[str]:
-    """Instructions as text, one for each, much as `bpftool prog dump xlated` has them.
-
-    Args:
-        data: the instructions.
-        functions: the helper functions' names by number.
-    """
-    found, at = [], 0
-    while at < len(data):
-        opcode, registers, offset, low = _INSTRUCTION.unpack_from(data, at)
-        number, immediate = at // INSTRUCTION_BYTES, low
-        if opcode == _WIDE:
-            at += INSTRUCTION_BYTES
-            _, _, _, high = _INSTRUCTION.unpack_from(data, at)
-            immediate = (low & 0xFFFFFFFF) | (high & 0xFFFFFFFF) << 32
-        one = Instruction(opcode, registers & 15, registers >> 4, offset, immediate)
-        found.append(f"{number:4}: {_text(one, functions or {})}")
-        at += INSTRUCTION_BYTES
-    return found
-
-
-def _text(one: Instruction, functions: Mapping[int, str]) -> str:
-    left, right = f"r{one.destination}", f"r{one.source}"
-    operand = right if one.opcode & _REGISTER else f"{one.immediate}"
-    width = {code: size * 8 for size, code in _SIZES.items()}[one.opcode & 0x18]
-    written = f"*(u{width} *)({left} {one.offset:+})"
-    match one.opcode & 7:
-        case 0:
-            text = f"{left} = {_wide_text(one)}"
-        case 1:
-            text = f"{left} = *(u{width} *)({right} {one.offset:+})"
-        case 2:
-            text = f"{written} = {one.immediate}"
-        case 3 if one.opcode & 0xE0 == _ATOMIC:
-            text = f"lock {written} += {right}"
-        case 3:
-            text = f"{written} = {right}"
-        case 4:  # only the swap is made here
-            text = f"{left} = be{one.immediate} {left}"
-        case 7:
-            text = f"{left} {_name(OPERATIONS, one.opcode)} {operand}"
-        case _:
-            text = _jump_text(one, f"{left} {{}} {operand}", functions)
-    return text
-
-
-def _jump_text(one: Instruction, condition: str, functions: Mapping[int, str]) -> str:
-    match one.opcode & 0xF0:
-        case 0x80:
-            return f"call {functions.get(one.immediate, '')}#{one.immediate}"
-        case 0x90:
-            return "exit"
-        case 0x00:
-            return f"goto {one.offset:+}"
-    return f"if {condition.format(_name(COMPARISONS, one.opcode))} goto {one.offset:+}"
-
-
-def _name(names: Mapping[str, int], opcode: int) -> str:
-    return next(name for name, code in names.items() if code == opcode & 0xF0)
-
-
-def _wide_text(one: Instruction) -> str:
-    low, high = one.immediate & 0xFFFFFFFF, one.immediate >> 32
-    if one.source == _PSEUDO_MAP_FD:
-        return f"map[fd {low}]"
-    if one.source == _PSEUDO_MAP_VALUE:
-        return f"map[fd {low}][0]+{high}"
-    return f"{one.immediate:#x} ll"
+    return LAYOUT.pack(WIDE, registers, 0, low) + LAYOUT.pack(0, 0, 0, high)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.kernel import iochain
-from testbed.kernel.assembler import disassemble
 from testbed.kernel.chain_cells import DIRECTIONS, INCOMING
 from testbed.kernel.chain_headers import FUNCTIONS
 from testbed.kernel.chain_stages import PORT, SWITCH
+from testbed.kernel.disassembler import disassemble
 from testbed.plan.policy_text import describe_stage
 from testbed.plan.stages import Carry, Leave, Mirror, Team, Untag
 

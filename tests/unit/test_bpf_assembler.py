@@ -21,7 +21,6 @@ from testbed.kernel.assembler import (
     atomic_add,
     call,
     compute,
-    disassemble,
     jump,
     jump_if,
     leave,
@@ -33,6 +32,7 @@ from testbed.kernel.assembler import (
     store,
     to_big_endian,
 )
+from testbed.kernel.disassembler import disassemble
 
 LLVM = [
     (compute(R6, "=", R1), "bf16000000000000", "r6 = r1"),
