@@ -91,6 +91,13 @@ class Loading:
         Raises:
             KernelError: there is no such port, or the kernel refuses a program or map.
         """
+        try:
+            self._add(step, have, listed)
+        except OSError as error:
+            cause = str(error.strerror)
+            raise KernelError("load the IOChain of", target_of(step), cause) from error
+
+    def _add(self, step: Chain, have: Mapping[int, Attached], listed: bool) -> None:
         index = self._channels.index(step.netns, step.dev)
         fds = {PORT: self._cells(step, have)}
         if step.switch:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from testbed.kernel.chain_headers import Scope
     from testbed.plan import stages
 
-PORT, SWITCH = "port", "switch"
+PORT, SWITCH = "port map", "switch map"  # no device has a blank in its name
 
 
 def tag(stage: stages.Tag, scope: Scope) -> Iterator[Line]:

@@ -18,6 +18,7 @@ from testbed.kernel.chain_loading import Loading, mirror_indexes, target_of
 from testbed.kernel.chain_ports import Attached, attached, open_map
 from testbed.kernel.chain_stages import PORT, SWITCH
 from testbed.kernel.iochain import PROGRAM_NAMES, directions_of
+from testbed.kernel.netlink import RefusedError
 from testbed.kernel.refusals import describe, kernel_error
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ def detach(channels: Channels, step: Chain) -> None:
     _unlist(channels, step)
     _delete(channels, step, [chain_filters.delete_filter(index, one) for one in DIRECTIONS])
     socket = channels.socket(step.netns)
-    if not any(chain_filters.read_filters(socket, index, one) for one in DIRECTIONS):
+    try:
+        left = [chain_filters.read_filters(socket, index, one) for one in DIRECTIONS]
+    except (OSError, RefusedError) as error:
+        raise KernelError("read the filters of", target_of(step), str(error)) from error
+    if not any(left):
         _delete(channels, step, [chain_filters.delete_clsact(index)])
 
 

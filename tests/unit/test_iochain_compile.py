@@ -21,6 +21,7 @@ from testbed.kernel.chain_cells import (
     dropped_at,
     passed_at,
 )
+from testbed.kernel.chain_stages import PORT, SWITCH
 from testbed.plan import stages
 from testbed.plan.policies import Chain
 from testbed.plan.stages import ARRIVED, LOSS_UNIT, MarkRule
@@ -41,7 +42,7 @@ EXAMPLES = (
 
 def compiled(chain, direction=INCOMING, **mirrors):
     step = Chain("ns", "p", "wire", tuple(chain), tuple(chain))
-    return iochain.program(step, direction, {"port": CELLS_FD, "switch": SET_FD, **mirrors})
+    return iochain.program(step, direction, {PORT: CELLS_FD, SWITCH: SET_FD, **mirrors})
 
 
 def frame(to=OTHER, source=MAC, kind=0x88B5, payload=bytes(46), **fields):
@@ -134,11 +135,11 @@ def test_every_byte_of_an_address_counts(last):
 
 
 def test_mirror_clones_unicast_for_others_to_an_open_port():
-    mirror = [stages.Mirror("spy", ONE)]
+    mirror = [stages.Mirror("port", ONE)]
     for to, clones in ((OTHER, [7]), (MAC, []), (GROUP, []), (b"\xff" * 6, [])):
         for machine in (Machine(addresses={MAC}), Machine(addresses={OTHER})):
             sent = frame(to=to)
-            assert run(mirror, sent, machine=machine, spy=7) == PASS
+            assert run(mirror, sent, machine=machine, port=7) == PASS
             assert sent.clones == (clones if MAC in machine.addresses else [])
 
 
