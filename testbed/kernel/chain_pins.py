@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
@@ -28,29 +29,31 @@ class Pins:
         self._cells: dict[str, Cells] = {}
 
     def hold(self, devices: Iterable[str]) -> None:
-        """Hold the pins of these ports, and of no others.
+        """Hold the pins of these ports as they are now, and of no others.
+
+        A port that has been made anew since has another map, so nothing is kept.
 
         Raises:
-            KernelError: one is not there, or has no chain.
+            KernelError: one is not there, or has no chain; the old pins stay held.
         """
-        wanted = set(devices)
-        for device in self._cells.keys() - wanted:
-            self._cells.pop(device).close()
-        missing = wanted - self._cells.keys()
-        if not missing:
-            return
-        with netns.inside(self._where):
-            socket = Socket()
-        with socket:
+        held: dict[str, Cells] = {}
+        with ExitStack() as undo:
+            with netns.inside(self._where):
+                socket = undo.enter_context(Socket())
             try:
                 links = read_links(socket)
             except (OSError, RefusedError) as error:
                 raise KernelError("read the links of", self._where, str(error)) from error
-            for device in missing:
-                target = f"{device} in {self._where}"
-                if device not in links:
-                    raise KernelError("find port", target, "there is no such link")
-                self._cells[device] = open_cells(socket, links[device].index, target)
+            with ExitStack() as opened:
+                for device in devices:
+                    target = f"{device} in {self._where}"
+                    if device not in links:
+                        raise KernelError("find port", target, "there is no such link")
+                    held[device] = open_cells(socket, links[device].index, target)
+                    opened.callback(held[device].close)
+                opened.pop_all()
+        self.close()
+        self._cells = held
 
     def set(self, device: str, uplink: int) -> None:
         """Pin a port to an uplink, by its number; 0 for none.

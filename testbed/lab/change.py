@@ -124,6 +124,7 @@ async def change_to(estate: Estate, topology: Topology, new: Journal) -> Differe
     except BaseException as error:
         await _restore(estate, change, done, error)
         estate.write_journal(old)
+        estate.follow(old.placement)  # what was made again is another port
         raise
     estate.topology = topology
     estate.write_journal(new)

@@ -72,7 +72,7 @@ def port_chain(journal: Journal, wanted: str) -> PortChain:
         dev=place[1],
         chain=chain,
         ways=describe_chain(chain, counted),
-        uplink=uplinks[counted.uplink - 1] if uplinks and counted.uplink else None,
+        uplink=uplinks[counted.uplink - 1] if 0 < counted.uplink <= len(uplinks) else None,
         rates=tuple(
             describe(step)
             for step in journal.plan.steps

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from testbed.errors import KernelError
+from testbed.kernel import netns
 from testbed.kernel.chain_pins import Pins
 from testbed.kernel.port import ANNOUNCEMENT_GAP_NS, ANNOUNCEMENTS, Announcer
 from testbed.kernel.watch import LinkWatch
@@ -59,16 +60,23 @@ class Teams:
         wanted: dict[str, list[LocalPort]] = {}
         for network in networks:
             for (where, _), ports in network.ports.items():
-                # With one uplink there is nothing to choose.
-                wanted.setdefault(where, []).extend(p for p in ports if len(p.uplinks) > 1)
+                wanted.setdefault(where, []).extend(ports)
         for where in [*self._hosts]:
-            if not wanted.get(where):
+            # A namespace that was made anew is another one, whatever its name.
+            if where not in wanted or not self._hosts[where].is_there():
                 self._hosts.pop(where).close()
-        for where, ports in wanted.items():
-            if ports and where not in self._hosts:
-                self._hosts[where] = _Host(where, self._changed)
-            if ports:
-                self._hosts[where].take(ports)
+        for where, found in wanted.items():
+            host = self._hosts.get(where)
+            if host is not None:
+                host.settle([port for port in found if len(port.uplinks) == 1])
+            # With one uplink there is nothing to choose.
+            several = [port for port in found if len(port.uplinks) > 1]
+            if host is not None and not several:
+                self._hosts.pop(where).close()
+            elif several:
+                if host is None:
+                    host = self._hosts[where] = _Host(where, self._changed)
+                self._announce(host.take(several))
 
     def pinned(self) -> dict[tuple[str, str], str | None]:
         """The uplink of each port that has a choice, by namespace and port."""
@@ -89,20 +97,23 @@ class Teams:
     def _changed(self, host: _Host, uplink: str, up: bool) -> None:
         at_ns = time.monotonic_ns()
         moved = host.rebalance()
-        announced = [port for port in moved if port.group.teaming.notify]
-        if announced:
-            self._announce(announced)
+        self._announce(moved)
         took_ns = time.monotonic_ns() - at_ns
         names = tuple(port.end.name for port in moved)
-        self.events.append(TeamEvent(at_ns, host.netns, uplink, up, names, took_ns))
+        self.events.append(TeamEvent(at_ns, host.where, uplink, up, names, took_ns))
         del self.events[:-MOST_EVENTS]
 
-    def _announce(self, ports: Sequence[LocalPort]) -> None:
+    def _announce(self, moved: Sequence[LocalPort]) -> None:
         """Say at once where the addresses are, and again over 100 ms: the first may be lost."""
         with ExitStack() as undo:
-            announcers = [undo.enter_context(Announcer(*port.adapter, port.mac)) for port in ports]
-            for announcer in announcers:
-                announcer.send()
+            announcers = []
+            for port in moved:
+                if port.group.teaming.notify:
+                    with suppress(KernelError):  # its adapter is going: nothing is to be announced
+                        announcers.append(undo.enter_context(Announcer(*port.adapter, port.mac)))
+            if not announcers:
+                return
+            _send(announcers)
             task = asyncio.get_running_loop().create_task(_repeat(announcers, undo.pop_all()))
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
@@ -112,11 +123,13 @@ async def _repeat(announcers: Sequence[Announcer], closing: ExitStack) -> None:
     with closing:
         for _ in range(ANNOUNCEMENTS - 1):
             await asyncio.sleep(ANNOUNCEMENT_GAP_NS / 1e9)
-            for announcer in announcers:
-                try:
-                    announcer.send()
-                except KernelError:
-                    return  # the adapter went meanwhile: nothing is left to be announced
+            _send(announcers)
+
+
+def _send(announcers: Sequence[Announcer]) -> None:
+    for announcer in announcers:
+        with suppress(KernelError):  # one that is down or gone doesn't silence the others
+            announcer.send()
 
 
 _Changed: TypeAlias = "Callable[[_Host, str, bool], None]"
@@ -125,22 +138,42 @@ _Changed: TypeAlias = "Callable[[_Host, str, bool], None]"
 class _Host:
     """One host's uplinks and ports."""
 
-    def __init__(self, netns: str, changed: _Changed) -> None:
-        self.netns = netns
+    def __init__(self, where: str, changed: _Changed) -> None:
+        self.where = where
         self.pinned: dict[str, str | None] = {}
         self._ports: list[LocalPort] = []
         self._changed = changed
-        self._watch = LinkWatch(netns)
-        self._pins = Pins(netns)
+        self._identity = netns.identity(where)
+        self._watch = LinkWatch(where)
+        self._pins = Pins(where)
         asyncio.get_running_loop().add_reader(self._watch.fileno(), self._read)
 
-    def take(self, ports: Sequence[LocalPort]) -> None:
-        """These are the ports now; each is pinned as the links stand."""
+    def is_there(self) -> bool:
+        """Whether the namespace is still the one that is followed."""
+        try:
+            return netns.identity(self.where) == self._identity
+        except KernelError:
+            return False
+
+    def settle(self, ports: Sequence[LocalPort]) -> None:
+        """These have one uplink now; those that had several leave by the one that remains."""
+        names = [port.end.name for port in ports if port.end.name in self.pinned]
+        if names:
+            self._pins.hold(names)
+            for name in names:
+                self._pins.set(name, 1)
+
+    def take(self, ports: Sequence[LocalPort]) -> list[LocalPort]:
+        """These are the ports now, each to be pinned as the links stand; those that moved.
+
+        All pins are written: a port may have been made anew, or its uplinks renumbered.
+        """
         self._ports = list({port.end.name: port for port in ports}.values())
-        self._pins.hold([port.end.name for port in ports])
-        names = {port.end.name for port in ports}
-        self.pinned = {dev: uplink for dev, uplink in self.pinned.items() if dev in names}
-        self.rebalance()
+        names = [port.end.name for port in self._ports]
+        self._pins.hold(names)
+        self.pinned = {dev: uplink for dev, uplink in self.pinned.items() if dev in set(names)}
+        self._read()
+        return self.rebalance(anew=True)
 
     def alive(self) -> Collection[str]:
         """The uplinks with a link."""
@@ -150,18 +183,22 @@ class _Host:
             if self._watch.has_carrier(uplink)
         }
 
-    def rebalance(self) -> list[LocalPort]:
-        """Pin each port to the uplink that it should have now; those that moved."""
+    def rebalance(self, *, anew: bool = False) -> list[LocalPort]:
+        """Pin each port to the uplink that it should have now; those that moved.
+
+        `anew`: whatever their pins are now.
+        """
         alive, moved = self.alive(), []
         for port in self._ports:
             dev = port.end.name
             number = port.uplink(alive, self.pinned.get(dev))
             uplink = port.uplinks[number - 1] if number else None
-            if dev not in self.pinned or self.pinned[dev] != uplink:
+            other = dev not in self.pinned or self.pinned[dev] != uplink
+            if other or anew:
                 self._pins.set(dev, number)
-                if dev in self.pinned and uplink is not None:
-                    moved.append(port)
-                self.pinned[dev] = uplink
+            if other and dev in self.pinned and uplink is not None:
+                moved.append(port)
+            self.pinned[dev] = uplink
         return moved
 
     def _read(self) -> None:
