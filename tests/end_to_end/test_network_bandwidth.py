@@ -108,40 +108,41 @@ def test_a_limit_holds_though_nobody_else_sends(nioc: Net) -> None:
     expect(nioc, {VMOTION: 0.25})
 
 
-def test_a_reservation_is_had_against_more_shares(nioc: Net) -> None:
-    """200 Mbit/s are management's though its shares are a fifth; the rest goes by shares."""
-    nioc.apply(
-        controlled("vmotion: {shares: high}, management: {shares: low, reservation: 200Mbit}")
-    )
-    # What is left is divided 4:1, so that management has a little more.
-    expect(nioc, {VMOTION: 0.4, MANAGEMENT: 0.6})
+def test_a_reservation_is_had_against_more_shares() -> None:
+    """200 Mbit/s are management's; what is left is divided 4:1, so it has a little more."""
+    rule = "vmotion: {shares: high}, management: {shares: low, reservation: 200Mbit}"
+    with standing(controlled(rule).replace("controlled", "reserved")) as net:
+        expect(net, {VMOTION: 0.4, MANAGEMENT: 0.6})
 
 
 @pytest.mark.parametrize(("rule", "total"), [("lost", 0.75), ("lent", 1.0)])
-def test_an_idle_reservation(nioc: Net, rule: str, total: float) -> None:
+def test_an_idle_reservation(rule: str, total: float) -> None:
     """NFS has reserved a quarter and sends nothing; two others fill what they may."""
-    nioc.apply(
-        controlled(
-            "vmotion: {reservation: 80Mbit}, management: {reservation: 80Mbit},"
-            f" nfs: {{reservation: 100Mbit}}, idle_reservations: {rule}"
-        )
+    reserved = "{reservation: 80Mbit}"
+    text = controlled(
+        f"vmotion: {reserved}, management: {reserved}, nfs: {{reservation: 100Mbit}},"
+        f" idle_reservations: {rule}"
     )
-    measured(nioc, (VMOTION, MANAGEMENT), lambda found: abs(sum(found) - total) < TOLERANCE)
+    with standing(text.replace("controlled", f"idle-{rule}")) as net:
+        measured(net, (VMOTION, MANAGEMENT), lambda found: abs(sum(found) - total) < TOLERANCE)
 
 
-def test_a_vm_has_its_reservation_among_vms(nioc: Net) -> None:
-    """VMs get half of the uplink; of that one VM has reserved three quarters."""
-    nioc.apply(
-        controlled(
-            "virtualMachine: {shares: 50, reservation: 160Mbit}, vmotion: {shares: 50}",
-            a="{shares: low, reservation: 150Mbit}",
-            b="{shares: high}",
-        )
+def test_a_vm_has_its_reservation_among_vms() -> None:
+    """Of 160 Mbit/s that VMs have reserved 150 are one VM's, whatever the other's shares."""
+    text = controlled(
+        "virtualMachine: {reservation: 160Mbit}",
+        a="{shares: low, reservation: 150Mbit}",
+        b="{shares: high}",
     )
     reserved = 150 / 400 - TOLERANCE
-    measured(nioc, (VM_A, VM_B), lambda found: found[0] > reserved and sum(found) > 0.9)
-    nioc.apply(controlled("virtualMachine: {shares: high}", a="{limit: 80Mbit}", b="{shares: low}"))
-    expect(nioc, {VM_A: 0.2, VM_B: 0.8})
+    with standing(text.replace("controlled", "private")) as net:
+        measured(net, (VM_A, VM_B), lambda found: found[0] > reserved and sum(found) > 0.9)
+        net.apply(
+            controlled("virtualMachine: {}", a="{limit: 80Mbit}", b="{shares: low}").replace(
+                "controlled", "private"
+            )
+        )
+        expect(net, {VM_A: 0.2, VM_B: 0.8})
 
 
 def test_what_is_guaranteed_on_the_nic_itself() -> None:
