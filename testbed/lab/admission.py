@@ -143,16 +143,17 @@ def vmotion_path(source: Host, destination: Host) -> VmotionPath:
             f"migrate from {source.name} to {destination.name}: their vMotion vmks have no address"
             " of the same IP version; give both an IPv4 or both an IPv6 address"
         )
-    ours, here, theirs, there = next(
-        (pair for pair in pairs if pair[1].cidr == pair[3].cidr), pairs[0]
-    )
-    if here.cidr != there.cidr:
-        for host, vmk, address in ((source, ours, here), (destination, theirs, there)):
-            if gateway_for(address, vmk.gateways) is None:
+    near = [pair for pair in pairs if pair[1].cidr == pair[3].cidr]
+    routed = [pair for pair in pairs if _leads(*pair[:2], pair[3]) and _leads(*pair[2:], pair[1])]
+    ours, here, theirs, there = (near + routed + pairs)[0]
+    if not near:
+        ways = ((source, ours, here, there), (destination, theirs, there, here))
+        for host, vmk, address, to in ways:
+            if not _leads(vmk, address, to):
                 raise LabError(
                     f"migrate from {source.name} to {destination.name}: {vmk.name} of {host.name}"
-                    f" ({address}) is in another network than the other's and has no gateway;"
-                    " give it one, or put both in one network"
+                    f" ({address}) is in another network than the other's and has no gateway or"
+                    f" route to {to.cidr}; give it one, or put both in one network"
                 )
     return VmotionPath(
         source_vmk=ours.name,
@@ -161,6 +162,12 @@ def vmotion_path(source: Host, destination: Host) -> VmotionPath:
         destination_network=there,
         mtu=min(ours.mtu, theirs.mtu),
     )
+
+
+def _leads(vmk: VmkernelAdapter, address: IPNetwork, to: IPNetwork) -> bool:
+    """Whether a vmk's stack has a way to another network: a gateway, or a route of its own."""
+    static = any(route.via in address and to.ip in route.to for route in vmk.routes)
+    return static or gateway_for(address, vmk.gateways) is not None
 
 
 def _vmotion_addresses(host: Host) -> list[tuple[VmkernelAdapter, IPNetwork]]:

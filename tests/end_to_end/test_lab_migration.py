@@ -314,6 +314,8 @@ def test_what_may_not_move_is_refused_with_the_reason(lab: Callable[..., str]) -
 
 def test_networks_without_a_way_between_them_are_told_at_once(tmp_path: Path) -> None:
     text = small_topology("apart").replace("192.168.20.[11-12]/24", "192.168.2[1,2].11/24")
+    text = text.replace("{vMotion: {},", "{vMotion-1: {vlan: 21}, vMotion-2: {vlan: 22},")
+    text = text.replace("portgroup: vMotion,", 'portgroup: "vMotion-[1,2]",')
     try:
         up(topologies.loads(text, "apart.yaml"))
         refused = run("migrate", "db01", "--to", "esx02", "--lab", "apart", check=False)

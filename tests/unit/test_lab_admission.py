@@ -132,6 +132,19 @@ def test_two_networks_are_joined_by_the_router_between_them() -> None:
     assert physical.nodes == ("leaf-1", "core", "leaf-2")
 
 
+def test_a_route_of_its_own_leads_there_as_a_gateway_does() -> None:
+    text = FilePath("topologies/routed.yaml").read_text()
+    plain = text.replace('        gateway: ["192.168.[21,22].1", "fd00:[21,22]::1"]\n', "")
+    unrouted = topologies.loads(plain, "unrouted.yaml")
+    with pytest.raises(LabError, match="no gateway or route to"):
+        vmotion_path(unrouted.host("esx01"), unrouted.host("esx02"))
+    routes = '        routes: [{to: "fd00:[22,21]::/64", via: "fd00:[21,22]::1"}]\n'
+    anchor = "        services: [vmotion]\n"
+    routed = topologies.loads(plain.replace(anchor, anchor + routes), "own-routes.yaml")
+    path = vmotion_path(routed.host("esx01"), routed.host("esx02"))
+    assert path.ip_version == 6  # the IPv4 addresses have no way
+
+
 def test_no_vmotion_adapter_no_path(topology: Topology) -> None:
     with pytest.raises(LabError, match="no address"):
         vmotion_path(topology.host("esx01"), topology.host("esx03"))
