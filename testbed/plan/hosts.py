@@ -40,7 +40,8 @@ def add_host(network: Network, host: Host, topology: Topology) -> None:
     switch_of = {nic: v for v in host.vswitches for nic in v.uplinks}
     for uplink in host.uplinks:
         _add_uplink(network, host, uplink, switch_of.get(uplink.name), topology)
-    has_default: set[int] = set()
+    # The kernel's own routes to the networks that the host is in.
+    in_main = {str(address.cidr) for vmk in host.vmks for address in vmk.addresses}
     for number, vmk in enumerate(host.vmks):
         adapter = network.end(netns, vmk.name, vmk.mtu, mac=vmk.mac)
         switch = host.vswitch_of(vmk.portgroup)
@@ -53,7 +54,7 @@ def add_host(network: Network, host: Host, topology: Topology) -> None:
         plugged = Plugged(vmk.portgroup, vmk.mac, number, traffic, minor)
         wire = add_local_port(network, (adapter, port), switch, plugged)
         addresses = network.add_addresses(netns, adapter.name, wire.key, vmk.addresses)
-        _add_routes(network, vmk, addresses, has_default)
+        _add_routes(network, vmk, addresses, in_main)
 
 
 def vmk_traffic(vmk: VmkernelAdapter) -> str:
@@ -125,26 +126,30 @@ def add_local_port(
 
 
 def _add_routes(
-    network: Network, vmk: VmkernelAdapter, made: list[Address], has_default: set[int]
+    network: Network, vmk: VmkernelAdapter, made: list[Address], in_main: set[str]
 ) -> None:
-    """A table for what a vmk sends, and what the host's default stack has from it."""
+    """A table for what a vmk sends, and what the host's default stack has from it.
+
+    The default stack has one route to each network, and one default route a family: its first
+    vmk's. `in_main` is where its routes lead already.
+    """
     table = FIRST_VMK_TABLE + int(vmk.name.removeprefix("vmk"))
     own_stack = vmk.netstack != "default"
-    both = [table] if own_stack else [table, MAIN_TABLE]
     for step, address in zip(made, vmk.addresses, strict=True):
         source, family = str(address.ip), address.version
-        wanted: list[tuple[str, list[int], str | None]] = [(str(address.cidr), [table], None)]
-        wanted += [
-            (str(static.to), both, str(static.via))
+        ways = [
+            (str(static.to), str(static.to), str(static.via))
             for static in vmk.routes
             if static.via in address
         ]
         gateway = gateway_for(address, vmk.gateways)
         if gateway is not None:
-            # The host's default stack has one default route a family: its first vmk's.
-            first = not own_stack and family not in has_default
-            has_default |= {family} if first else set()
-            wanted.append(("default", both if first else [table], gateway))
+            ways.append(("default", f"default, IPv{family}", gateway))
+        wanted: list[tuple[str, list[int], str | None]] = [(str(address.cidr), [table], None)]
+        for to, name, via in ways:
+            first = not own_stack and name not in in_main
+            in_main |= {name} if first else set()
+            wanted.append((to, [table, MAIN_TABLE] if first else [table], via))
         network.steps.append(Rule(step.netns, source, table, family))
         network.steps += [
             Route(step.netns, to, step.dev, where, step.key, family, via, source)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from testbed.kernel.links import Link
     from testbed.measure.ping_result import PingResult
+    from testbed.plan.plan import Plan
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 EXPERIMENTAL = 0x88B5  # IEEE 802, for local use: no kernel answers it
@@ -150,7 +151,7 @@ class Net:
         return str(netns.path_of(f"tb.{self.lab}.{node}"))
 
     def ends(self, source: str, destination: str) -> tuple[Endpoint, Endpoint]:
-        plan = Journal.read(self.directory.journal).plan
+        plan = self.plan()
         a, b = adapter(plan, source), adapter(plan, destination)
         ours, theirs = common_addresses(a, b)
         return Endpoint(netns.path_of(a.netns), ours), Endpoint(netns.path_of(b.netns), theirs)
@@ -249,10 +250,12 @@ class Net:
     def status(self) -> dict[str, Any]:
         return lab_status(self.lab)
 
+    def plan(self) -> Plan:
+        return Journal.read(self.directory.journal).plan
+
     def links(self) -> dict[str, Link]:
         """Each link with its counters, by place."""
-        plan = Journal.read(self.directory.journal).plan
-        seen = observe(kernel_steps(plan.steps)).values()
+        seen = observe(kernel_steps(self.plan().steps)).values()
         return {f"{one.netns.split('.', 2)[2]}/{one.link.name}": one.link for one in seen}
 
     @cached_property

@@ -1,0 +1,90 @@
+"""Changes of links that overlap: each is taken back alone, and `apply` takes back all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .labs import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+TEXT = """\
+name: relink
+switches: {t1: {}, t2: {}}
+links: [{between: [t1, t2], rate: 1Gbit, rtt: 4ms}]
+hosts:
+  h1:
+    cpu: {cores: 1}
+    memory: 1GiB
+    nics: {vmnic0: {switch: t1, rate: 1Gbit}, vmnic1: {switch: t2, rate: 1Gbit}}
+    vswitches:
+      v0: {uplinks: [vmnic0], portgroups: {A: {}}}
+      v1: {uplinks: [vmnic1], portgroups: {B: {}}}
+    vmks:
+      vmk0: {portgroup: A, ip: 10.0.5.1/24, services: [management]}
+      vmk1: {portgroup: B, ip: 10.0.5.2/24, services: [vmotion]}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "relink.yaml"
+    path.write_text(TEXT)
+    try:
+        run("up", path)
+        yield path
+    finally:
+        with suppress(AssertionError):
+            run("down", "relink")
+
+
+def timed(*words: str) -> subprocess.Popen[str]:
+    """A change for 4 s that has been made: it is in the journal's plan."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "testbed", "link", "relink", *words, "--for", "4s"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def differences(file: Path) -> list[str]:
+    """What `apply` of the file would change."""
+    return [line for line in run("plan", file).stdout.splitlines() if line.startswith(("~", "+"))]
+
+
+def wait_for(file: Path, words: str) -> None:
+    for _ in range(100):
+        if not any(words in line for line in differences(file)):
+            continue
+        return
+    raise AssertionError(f"{words} was not changed")
+
+
+def test_a_timed_change_takes_back_nothing_but_itself(file: Path) -> None:
+    with timed("t1", "t2", "--rtt", "20ms") as far, timed("h1/vmnic0", "t1", "--rate", "300M") as a:
+        wait_for(file, "delay line")
+        wait_for(file, "vmnic0")
+        run("link", "relink", "h1/vmnic1", "t2", "--rate", "500Mbit")
+        run("link", "relink", "t1", "t2", "--rate", "400Mbit")
+        for change in (far, a):
+            said, _ = change.communicate(timeout=30)
+            assert change.returncode == 0, said
+    left = " ".join(differences(file))
+    assert "vmnic0" not in left
+    assert "delay line" not in left
+    assert left.count("HTB 1 Gbit/s") == 4  # both ends of vmnic1's cable, and of the link
+    rates = run("status", "relink").stdout
+    assert (rates.count("500 Mbit/s"), rates.count("400 Mbit/s")) == (2, 2)
+    # The journal says the same: a new supervisor knows of what lasts, and `apply` ends it.
+    run("apply", file)
+    assert not differences(file)
