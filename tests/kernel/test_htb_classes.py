@@ -262,7 +262,7 @@ def test_a_refused_change_leaves_all_as_it_was():
         first, last = shape.classes
         deep = [replace(first, minor=0x100 + n, parent=0x100 + n - 1) for n in range(1, 9)]
         bad = replace(shape, classes=(last, replace(first, minor=0x100), *deep))
-        with pytest.raises(KernelError, match="too deep"):
+        with pytest.raises(KernelError, match="too deep|EINVAL"):
             alter(shape, bad)
         readback.verify([shape])
 
