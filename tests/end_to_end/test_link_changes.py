@@ -48,9 +48,9 @@ def file(tmp_path: Path) -> Iterator[Path]:
 
 
 def timed(*words: str) -> subprocess.Popen[str]:
-    """A change for 4 s that has been made: it is in the journal's plan."""
+    """A change that is taken back after 6 s."""
     return subprocess.Popen(
-        [sys.executable, "-m", "testbed", "link", "relink", *words, "--for", "4s"],
+        [sys.executable, "-m", "testbed", "link", "relink", *words, "--for", "6s"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,7 +71,10 @@ def wait_for(file: Path, words: str) -> None:
 
 
 def test_a_timed_change_takes_back_nothing_but_itself(file: Path) -> None:
-    with timed("t1", "t2", "--rtt", "20ms") as far, timed("h1/vmnic0", "t1", "--rate", "300M") as a:
+    with (
+        timed("t1", "t2", "--rtt", "20ms") as far,
+        timed("h1/vmnic0", "t1", "--rate", "300Mbit") as a,
+    ):
         wait_for(file, "delay line")
         wait_for(file, "vmnic0")
         run("link", "relink", "h1/vmnic1", "t2", "--rate", "500Mbit")
