@@ -69,6 +69,11 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
         TopologyError: the topology has mistakes; nothing was touched.
         LabError: it is another lab's, or the change failed (the message says what stands).
     """
+    async with estate.describing:
+        return await _apply(estate, topology_file, topology_text)
+
+
+async def _apply(estate: Estate, topology_file: str, topology_text: str) -> Message:
     old = estate.journal
     topology = topologies.loads(topology_text, topology_file)
     if old.state != "up":
@@ -93,6 +98,7 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
     )
     before = estate.topology
     change = await change_to(estate, topology, new)
+    estate.written = topology
     return {
         "undone": [describe_undo(step) for step in change.undo],
         "altered": [describe(step) for _, step in change.alter],

@@ -62,11 +62,14 @@ class Estate:
     def __init__(self, directory: LabDirectory, journal: Journal) -> None:
         self.directory = directory
         self.journal = journal
-        self.topology: Topology = changed_links(
-            topologies.loads(journal.topology_text, journal.topology_file), journal.links
-        )
+        self.written = topologies.loads(journal.topology_text, journal.topology_file)
+        """The topology as its file says, without the changes of links (`Journal.links`)."""
+        self.topology: Topology = changed_links(self.written, journal.links)
         self.vms: dict[str, RunningVM] = {}
         self.changing = asyncio.Lock()
+        """Held by whatever builds something: one at a time."""
+        self.describing = asyncio.Lock()
+        """Held while `topology` changes, which a link's change may do beside a migration."""
         self.wires = Wires(Network.cpu_of(journal.plan.lab, cpu_count()))
         self.teams = Teams()
         self.reservations = Reservations()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from testbed.errors import LabError, TestbedError
 from testbed.kernel.link_state import set_link_state
 from testbed.lab.change import alter_steps, change_to
-from testbed.lab.link_change import LinkChange, changed, find
+from testbed.lab.link_change import LinkChange, changed, changed_links, find, without
 from testbed.lab.planning import plan_here
 from testbed.plan.difference import difference
 from testbed.plan.names import netns_name
@@ -18,9 +20,12 @@ from testbed.plan.steps import Veth
 from testbed.plan.text import describe, describe_undo
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
-    from testbed.topology.model import Topology
+
+Links: TypeAlias = "tuple[dict[str, Any], ...]"
 
 
 def in_place(estate: Estate, change: LinkChange) -> bool:
@@ -42,8 +47,16 @@ def in_place(estate: Estate, change: LinkChange) -> bool:
     return not planned.do and not planned.undo
 
 
-async def change_link(estate: Estate, change: LinkChange, for_ns: int | None) -> Message:
+async def change_link(
+    estate: Estate, change: LinkChange, for_ns: int | None, *, alone: bool
+) -> Message:
     """Make a change, and take it back after a time if one is given.
+
+    Args:
+        estate: the lab.
+        change: what to change.
+        for_ns: how long it is to last; None for good.
+        alone: whether nothing else changes the lab meanwhile, so that something may be built.
 
     Returns:
         `changed`: what was altered, built and removed, in words; `held_ns`: how long a timed
@@ -53,11 +66,11 @@ async def change_link(estate: Estate, change: LinkChange, for_ns: int | None) ->
         InputError: there is no such link, or it can't have such a value.
         KernelError, LabError: it could not be made; all is as before.
     """
-    before = estate.topology
     lasting = change.lasting
+    note = None if lasting is None else lasting.to_json()
     words: list[str] = []
-    if lasting is not None:
-        words += await _describe_anew(estate, changed(before, lasting), (lasting,))
+    if note is not None:
+        words += await _describe_anew(estate, lambda links: (*links, note), alone=alone)
     ports = link_ports(estate, change.ends)
     if change.up is not None:
         for where, port in ports:
@@ -73,22 +86,9 @@ async def change_link(estate: Estate, change: LinkChange, for_ns: int | None) ->
         if change.up is not None:
             for where, port in ports:
                 set_link_state(where, port, up=not change.up)
-        if lasting is not None:
-            await _describe_anew(estate, _restored(estate.topology, before, change), None)
+        if note is not None:
+            await _describe_anew(estate, lambda links: without(links, note), alone=alone)
     return {"changed": words, "held_ns": held_ns}
-
-
-def _restored(now: Topology, before: Topology, change: LinkChange) -> Topology:
-    """The topology as it is now, with this one link as it was."""
-    old = find(before, change.ends)
-    present = find(now, change.ends)
-    if isinstance(old, tuple) or isinstance(present, tuple):
-        hosts = {host.name: host for host in before.hosts}
-        name = next(e.partition("/")[0] for e in change.ends if e.partition("/")[0] in hosts)
-        return replace(
-            now, hosts=tuple(hosts[name] if host.name == name else host for host in now.hosts)
-        )
-    return replace(now, links=tuple(old if link is present else link for link in now.links))
 
 
 def link_ports(estate: Estate, ends: tuple[str, str]) -> list[tuple[str, str]]:
@@ -121,25 +121,40 @@ def _is_between(step: Veth, places: set[str], ends: tuple[str, str]) -> bool:
 
 
 async def _describe_anew(
-    estate: Estate, topology: Topology, changes: tuple[LinkChange, ...] | None
+    estate: Estate, noted: Callable[[Links], Links], *, alone: bool
 ) -> list[str]:
-    """Change the running lab to a topology that differs in a link; None: its last change goes."""
-    links = estate.journal.links
-    noted: list[dict[str, Any]] = [change.to_json() for change in changes or ()]
-    kept = (*links, *noted) if changes is not None else links[:-1]
-    old = estate.journal
-    new = replace(old, plan=plan_here(topology, old.placement), links=kept)
-    planned = difference(plan_here(estate.topology, old.placement), new.plan)
-    if planned.do or planned.undo:
-        planned = await change_to(estate, topology, new)
-    else:
-        await alter_steps(estate, planned.alter)
-        # A migration may be under way: only what was altered changes in what may stand.
-        altered = {after.key: after for _, after in planned.alter}
-        steps = tuple(altered.get(step.key, step) for step in old.plan.steps)
-        estate.topology = topology
-        estate.write_journal(replace(old, plan=Plan(old.plan.lab, steps), links=kept))
-        estate.reservations.follow(estate.journal.plan)
+    """Change the running lab to what its file and the changes of its links now say.
+
+    Raises:
+        LabError: something would have to be built, and others may be changing the lab.
+    """
+    async with estate.describing:
+        old = estate.journal
+        links = noted(old.links)
+        topology = changed_links(estate.written, links)
+        new = replace(old, plan=plan_here(topology, old.placement), links=links)
+        # Not with the plan of the journal, which has the wires of a migration under way as well.
+        planned = difference(plan_here(estate.topology, old.placement), new.plan)
+        if (planned.do or planned.undo) and not alone:
+            raise LabError("the lab was changed meanwhile: ask again")
+        if planned.do or planned.undo:
+            planned = await change_to(estate, topology, new)
+        else:
+            back = tuple((after, before) for before, after in planned.alter)
+            try:
+                await alter_steps(estate, planned.alter)
+            except BaseException:
+                with suppress(TestbedError):
+                    await alter_steps(estate, back)
+                raise
+            # A migration may be under way, and have gone on while a delay line answered: only
+            # what was altered changes in what may stand.
+            now = estate.journal
+            altered = {after.key: after for _, after in planned.alter}
+            steps = tuple(altered.get(step.key, step) for step in now.plan.steps)
+            estate.topology = topology
+            estate.write_journal(replace(now, plan=Plan(now.plan.lab, steps), links=links))
+            estate.reservations.follow(estate.journal.plan)
     return [
         *(describe_undo(step) for step in planned.undo),
         *(describe(step) for _, step in planned.alter),

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import InputError
+from testbed.topology.bandwidth import RESERVABLE
 from testbed.topology.policy import Impairment
+from testbed.units import format_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,6 +64,12 @@ def changed_links(topology: Topology, changes: Iterable[dict[str, Any]]) -> Topo
     return topology
 
 
+def without(changes: tuple[dict[str, Any], ...], one: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Changes without the last one that is like `one`; all of them if none is."""
+    found = [number for number, change in enumerate(changes) if change == one]
+    return tuple(change for number, change in enumerate(changes) if number not in found[-1:])
+
+
 def changed(topology: Topology, change: LinkChange) -> Topology:
     """A topology with one change of a link.
 
@@ -81,6 +89,7 @@ def changed(topology: Topology, change: LinkChange) -> Topology:
             rate_bps=uplink.rate_bps if change.rate_bps is None else change.rate_bps,
             mtu=uplink.mtu if change.mtu is None else change.mtu,
         )
+        _check_reservations(host, new, change)
         return _with_uplink(topology, host, new)
     new_link = replace(
         found,
@@ -105,6 +114,20 @@ def _impaired(old: Impairment, change: LinkChange) -> Impairment:
             f" the delay of {new.delay_ns / 1e6:g} ms one way; give a smaller one"
         )
     return new
+
+
+def _check_reservations(host: Host, uplink: Uplink, change: LinkChange) -> None:
+    """More than the link carries would overrun it: HTB keeps what it has guaranteed."""
+    switch = next((v for v in host.vswitches if uplink.name in v.uplinks), None)
+    if change.rate_bps is None or switch is None or switch.nioc is None:
+        return
+    reserved = sum(given.reservation_bps for _, given in switch.nioc.allocations)
+    if reserved > change.rate_bps * RESERVABLE:
+        raise InputError(
+            f"link {' - '.join(change.ends)}: {format_rate(reserved)} are reserved on the uplinks"
+            f" of {switch.name}, more than 75 % of {format_rate(change.rate_bps)}; give at least"
+            f" {format_rate(float(reserved / RESERVABLE))}, or apply smaller reservations first"
+        )
 
 
 def _with_uplink(topology: Topology, host: Host, uplink: Uplink) -> Topology:

@@ -116,8 +116,9 @@ class Supervisor:
         """Links go up and down, and change in place, whatever else is going on."""
         change = LinkChange.from_json(request["change"])
         if in_place(self.estate, change):
-            return await change_link(self.estate, change, request["for_ns"])
-        return await self._alone(change_link(self.estate, change, request["for_ns"]), emit)
+            return await change_link(self.estate, change, request["for_ns"], alone=False)
+        changing = change_link(self.estate, change, request["for_ns"], alone=True)
+        return await self._alone(changing, emit)
 
     async def _alone(
         self, change: Coroutine[Any, Any, Message], emit: Callable[[Message], None]

@@ -8,7 +8,7 @@ import pytest
 
 from testbed import topology as topologies
 from testbed.errors import InputError
-from testbed.lab.link_change import LinkChange, changed, changed_links
+from testbed.lab.link_change import LinkChange, changed, changed_links, without
 from testbed.plan import stages
 from testbed.plan.allocation import type_minor, vm_minor
 from testbed.plan.compile import compile_plan
@@ -220,13 +220,28 @@ def test_a_moved_vm_is_plugged_in_where_it_is_and_keeps_its_port_number(
 def test_link_changes_add_up_in_order(topology: topologies.Topology) -> None:
     changes = [
         LinkChange(("tor-b", "tor-a"), loss=0.5),
-        LinkChange(("esx01/vmnic0", "tor-a"), rate_bps=10**9),
+        LinkChange(("esx01/vmnic0", "tor-a"), rate_bps=5 * 10**9),
         LinkChange(("tor-a", "tor-b"), loss=0.0),
     ]
     found = changed_links(topology, [change.to_json() for change in changes])
     assert (found.links[0].there.loss, found.links[0].back.loss) == (0.0, 0.0)
     assert found.links[0].there.delay_ns == 5_000_000
-    assert [uplink.rate_bps for uplink in found.host("esx01").uplinks] == [10**9, 10**10]
+    assert [uplink.rate_bps for uplink in found.host("esx01").uplinks] == [5 * 10**9, 10**10]
+
+
+def test_a_change_that_is_taken_back_leaves_the_others() -> None:
+    timed, lasting = (LinkChange(("a", "b"), loss=loss).to_json() for loss in (0.1, 0.2))
+    assert without((timed, lasting), timed) == (lasting,)
+    assert without((timed, lasting, timed), timed) == (timed, lasting)
+    assert without((lasting,), timed) == (lasting,)
+
+
+def test_a_rate_below_what_is_reserved_is_refused(topology: topologies.Topology) -> None:
+    """HTB keeps each class's own rate whatever the link's is: it would be overrun."""
+    slow = LinkChange(("esx01/vmnic0", "tor-a"), rate_bps=3_999 * 10**6)
+    with pytest.raises(InputError, match=r"3 Gbit/s are reserved .* give at least 4 Gbit/s"):
+        changed(topology, slow)
+    changed(topology, LinkChange(slow.ends, rate_bps=4 * 10**9))
 
 
 @pytest.mark.parametrize(
