@@ -15,12 +15,16 @@ def in_use(teaming: Teaming, alive: Collection[str]) -> tuple[str, ...]:
 
     With the policy `explicit` it is one, the first alive in the order active, standby.
     """
-    active = [nic for nic in teaming.active if nic in alive]
-    spare = [nic for nic in teaming.standby if nic in alive]
     if teaming.policy == "explicit":
-        return tuple((active + spare)[:1])
-    missing = max(len(teaming.active), 1) - len(active)
-    return tuple(active + spare[:missing])
+        return tuple(nic for nic in (*teaming.active, *teaming.standby) if nic in alive)[:1]
+    return tuple(nic for nic in _places(teaming, alive) if nic is not None)
+
+
+def _places(teaming: Teaming, alive: Collection[str]) -> list[str | None]:
+    """Who stands in each active uplink's place: itself, a standby, or nobody."""
+    spare = iter([nic for nic in teaming.standby if nic in alive])
+    active = teaming.active or (None,)
+    return [nic if nic in alive else next(spare, None) for nic in active]
 
 
 def choose(
@@ -36,7 +40,8 @@ def choose(
         present: the one that it is pinned to now; without failback it stays there as long as
             that is alive.
     """
-    if present in alive and present is not None and not teaming.failback:
+    known = present is not None and present in (*teaming.active, *teaming.standby)
+    if known and present in alive and not teaming.failback:
         return present
     team = in_use(teaming, alive)
     if not team:
@@ -44,6 +49,7 @@ def choose(
     if teaming.policy == "explicit":
         return team[0]
     number = int(mac.rsplit(":", 1)[-1], 16) if teaming.policy == "mac_hash" else port
-    preferred = teaming.active[number % len(teaming.active)] if teaming.active else None
-    # A port whose own uplink is alive doesn't move because another port's has failed.
-    return preferred if preferred in team else team[number % len(team)]
+    # A port whose own uplink is alive doesn't move because another port's has failed; those of a
+    # failed one go together to its standby, or are spread over all that are left.
+    places = _places(teaming, alive)
+    return places[number % len(places)] or team[number // len(places) % len(team)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import combinations
 from typing import Literal
 
 import pytest
@@ -42,7 +44,25 @@ def test_explicit_order_uses_the_first_that_is_alive() -> None:
 def test_a_standby_replaces_a_failed_active_one_and_no_more() -> None:
     teaming = team("originating_port", 2, 2)
     assert in_use(teaming, NICS) == ("vmnic0", "vmnic1")
-    assert in_use(teaming, ("vmnic1", "vmnic2", "vmnic3")) == ("vmnic1", "vmnic2")
+    assert set(in_use(teaming, ("vmnic1", "vmnic2", "vmnic3"))) == {"vmnic1", "vmnic2"}
+
+
+def test_the_ports_of_a_failed_uplink_go_to_its_standby_whichever_it_was() -> None:
+    teaming = team("originating_port", 2, 1)
+    assert [choose(teaming, port, MAC, ("vmnic1", "vmnic2")) for port in range(4)] == [
+        "vmnic2", "vmnic1", "vmnic2", "vmnic1",
+    ]  # fmt: skip
+    assert [choose(teaming, port, MAC, ("vmnic0", "vmnic2")) for port in range(4)] == [
+        "vmnic0", "vmnic2", "vmnic0", "vmnic2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("failed", list(combinations(NICS, 2)))
+def test_without_a_standby_the_ports_are_spread_over_what_is_left(failed: tuple[str, ...]) -> None:
+    left = [nic for nic in NICS if nic not in failed]
+    teaming = team("originating_port", 4)
+    chosen = Counter(choose(teaming, port, MAC, left) for port in range(16))
+    assert chosen == dict.fromkeys(left, 8)
 
 
 def test_an_unused_uplink_is_never_chosen() -> None:
@@ -54,6 +74,11 @@ def test_failback_decides_whether_a_port_returns(failback: bool, expected: str) 
     teaming = team("explicit", 1, 1, failback=failback)
     assert choose(teaming, 0, MAC, ("vmnic1",), "vmnic0") == "vmnic1"
     assert choose(teaming, 0, MAC, NICS, "vmnic1") == expected
+
+
+def test_a_port_does_not_stay_on_an_uplink_that_is_unused_now() -> None:
+    teaming = team("explicit", 1, 1, failback=False)
+    assert choose(teaming, 0, MAC, NICS, "vmnic3") == "vmnic0"
 
 
 @given(
