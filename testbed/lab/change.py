@@ -125,6 +125,8 @@ async def change_to(estate: Estate, topology: Topology, new: Journal) -> Differe
     union = Plan(new.plan.lab, (*old.plan.steps, *change.do))
     estate.write_journal(replace(old, state="changing", plan=union))
     done: list[Step] = []
+    # Or a root would be given the rate that it had before, while a VM is powered on.
+    estate.reservations.leave((*change.undo, *(before for before, _ in change.alter)))
     try:
         await _carry_out(estate, new.plan, change, done)
     except BaseException as error:

@@ -141,11 +141,13 @@ async def _describe_anew(
             planned = await change_to(estate, topology, new)
         else:
             back = tuple((after, before) for before, after in planned.alter)
+            estate.reservations.leave(before for before, _ in planned.alter)
             try:
                 await alter_steps(estate, planned.alter)
             except BaseException:
                 with suppress(TestbedError):
                     await alter_steps(estate, back)
+                estate.reservations.follow(estate.journal.plan)
                 raise
             # A migration may be under way, and have gone on while a delay line answered: only
             # what was altered changes in what may stand.

@@ -13,7 +13,10 @@ from testbed.plan.allocation import lending_rate_bytes_per_s
 from testbed.plan.policies import Shape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from testbed.plan.plan import Plan
+    from testbed.plan.steps import Step
 
 INTERVAL_S = 0.1
 _LEAST_CHANGE = 1 / 500  # of the link: less is not worth a message
@@ -51,6 +54,13 @@ class Reservations:
         if self._followed and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
+    def leave(self, steps: Iterable[Step]) -> None:
+        """Follow these no more, as they are about to change; their roots stay as they are."""
+        for step in steps:
+            followed = self._followed.pop(step.key, None)
+            if followed is not None:
+                followed.running.release()
+
     def close(self) -> None:
         """Stop following."""
         if self._task is not None:
@@ -62,12 +72,13 @@ class Reservations:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
+            troubles = []
             for followed in self._followed.values():
                 try:
                     followed.adjust(time.monotonic_ns())
-                    self.trouble = None
                 except KernelError as error:
-                    self.trouble = f"idle reservations are lent meanwhile: {error}"
+                    troubles.append(f"idle reservations are lent meanwhile: {error}")
+            self.trouble = "; ".join(troubles) or None
 
 
 @dataclass(slots=True)
@@ -82,6 +93,9 @@ class _Followed:
         """Give the root what it may have, by what has been sent since the last time."""
         facts = self.running.read()
         classes = [one for one in self.step.classes if one.major == 1]
+        if any(one.minor not in facts for one in classes):
+            target = f"{self.step.dev} in {self.step.netns}"
+            raise KernelError("read the classes of", target, "some are gone")
         sent = {one.minor: facts[one.minor].sent_bytes for one in classes}
         before, elapsed_ns = self.sent_bytes, now_ns - self.at_ns
         self.sent_bytes, self.at_ns = sent, now_ns
