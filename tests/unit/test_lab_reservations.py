@@ -6,7 +6,6 @@ import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-
 from testbed.errors import KernelError
 from testbed.lab import reservations
 from testbed.plan.plan import Plan
