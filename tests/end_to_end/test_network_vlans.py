@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.end_to_end.wires import IPV4, Net, frame, standing
+from tests.end_to_end.wires import IPV4, Flow, Net, frame, standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,8 +133,8 @@ def test_marks_are_in_the_frames_on_the_cable(net: Net) -> None:
         net.ping("esx01/vmk1", "esx02/vmk1", 3)
         net.ping("esx01/vmk0", "esx02/vmk0", 3)
         net.ping("red1/eth0", "red2/eth0", 3)
-        net.bps("esx01/vmk1", "esx02/vmk1", 1)
-        net.bps("red1/eth0", "red2/eth0", 1)
+        flows = Flow("esx01/vmk1", "esx02/vmk1"), Flow("red1/eth0", "red2/eth0")
+        net.together(*flows, duration_s=1, omit_s=0)
     for where in (CABLE, FAR):
         marks = {
             (one.ip[0], one.protocol): (one.vid, one.pcp, one.dscp)

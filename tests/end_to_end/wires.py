@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import statistics
 import struct
 import threading
 import time
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 from testbed import topology as topologies
 from testbed.errors import MeasurementError
@@ -26,6 +26,7 @@ from testbed.lab.down import down
 from testbed.lab.journal import Journal
 from testbed.lab.status import lab_status
 from testbed.lab.up import up
+from testbed.measure import packet_ring
 from testbed.measure.capture import Captured, CaptureTest, Tap, capture
 from testbed.measure.endpoint import Endpoint, socket_in
 from testbed.measure.iperf import measure as iperf
@@ -219,7 +220,8 @@ class Net:
                 Heard(places[one.tap], one.unix_ns, one.direction == "out", one.length, one.data)
             )
 
-        with ThreadPoolExecutor(1) as pool:
+        # Rings of 8 MiB, not 64, which take the kernel a quarter of a second each.
+        with mock.patch.object(packet_ring, "_MOST_BLOCKS", 8), ThreadPoolExecutor(1) as pool:
             test = CaptureTest(snaplen_bytes=128)  # headers, and a test's word
             running = pool.submit(capture, taps, test, keep, stop, ready.set)
             try:
@@ -328,7 +330,3 @@ def wait_until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"
         time.sleep(0.01)
-
-
-def median_of(measure: Callable[[], float], times: int = 3) -> float:
-    return statistics.median(measure() for _ in range(times))
