@@ -101,7 +101,8 @@ def vmkping_command(
     def search() -> None:
         from testbed.measure.path_mtu import find
 
-        click.echo(f"the largest packet that passes unfragmented: {find(ours, theirs, size)} bytes")
+        most = max(size, _most_payload(plan, host, ours))
+        click.echo(f"the largest packet that passes unfragmented: {find(ours, theirs, most)} bytes")
 
     try:
         with stopped_by_signals() as stop:
@@ -123,13 +124,26 @@ def vmkping_command(
         sys.exit(1)
 
 
-def _why(plan: Plan, node: str, ours: Endpoint, error: MessageTooLongError) -> str:
+def _adapter(plan: Plan, node: str, ours: Endpoint) -> tuple[str, int | None]:
+    """The adapter that echoes leave by, and its MTU."""
     from pathlib import Path
 
     from testbed.lab.tool_ends import device_of, mtu_of
 
     device = ours.device or device_of(plan, node, ours.address) or "the adapter"
-    own = mtu_of(plan, Path(ours.netns_path).name, device)
+    return device, mtu_of(plan, Path(ours.netns_path).name, device)
+
+
+def _most_payload(plan: Plan, node: str, ours: Endpoint) -> int:
+    """What fills the adapter's own MTU."""
+    from testbed.measure.icmp import HEADER, IP_HEADER_BYTES
+
+    _, own = _adapter(plan, node, ours)
+    return 0 if own is None else own - HEADER.size - IP_HEADER_BYTES[ours.ip_version]
+
+
+def _why(plan: Plan, node: str, ours: Endpoint, error: MessageTooLongError) -> str:
+    device, own = _adapter(plan, node, ours)
     if error.mtu and own is not None and error.mtu < own:
         who = f"the router {error.reported_by}" if error.reported_by else "a router on the way"
         return f"{who} passes {error.mtu} bytes, though {device} of {node} has MTU {own}; raise it"

@@ -7,6 +7,7 @@ short snapshot would then lose frames. Layout: the kernel's Documentation/networ
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import socket
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 # linux/if_packet.h, if_ether.h, filter.h, asm-generic/socket.h
 _ETH_P_ALL = 0x0003
-_SOL_PACKET, _RX_RING, _STATISTICS, _VERSION = 263, 5, 6, 10
+_SOL_PACKET, _ADD_MEMBERSHIP, _PROMISCUOUS = 263, 1, 1
+_SIOCGIFINDEX, _IFREQ_INDEX = 0x8933, struct.Struct("=16xi")
+_RX_RING, _STATISTICS, _VERSION = 5, 6, 10
 _SO_ATTACH_FILTER = 26
 _TPACKET_V3 = 2
 _OUTGOING = 4  # PACKET_OUTGOING
@@ -75,9 +78,17 @@ class PacketRing:
             self._memory = mmap.mmap(self._socket.fileno(), self._blocks * _BLOCK_BYTES)
             _attach_filter(self._socket, outgoing, snaplen_bytes)
             self._socket.bind((device, _ETH_P_ALL))
+            self._hear_all(device)
         except BaseException:
             self._socket.close()
             raise
+
+    def _hear_all(self, device: str) -> None:
+        """Frames for other addresses too: a VM's NIC, a bridge, would keep them to itself."""
+        asked = struct.pack("=16si20x", device.encode(), 0)
+        index = _IFREQ_INDEX.unpack_from(fcntl.ioctl(self._socket, _SIOCGIFINDEX, asked))[0]
+        request = struct.pack("=iHH8x", index, _PROMISCUOUS, 0)
+        self._socket.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, request)
 
     def _make_ring(self) -> int:
         blocks = _MOST_BLOCKS

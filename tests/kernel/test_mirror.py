@@ -138,6 +138,16 @@ def test_two_captures_at_a_port_do_not_disturb_each_other(chained: Port) -> None
         assert len(found) == 1
 
 
+def test_a_capture_at_a_bridge_shows_what_is_for_others(port: Port) -> None:
+    """As a VM's NIC in a promiscuous port group, which is a bridge with the NIC's address."""
+    found: list[Captured] = []
+    tap = Tap(f"/run/netns/{port.netns}", "bridge", "in")
+    test = CaptureTest(duration_ns=S // 2, frames=parse({"proto": "udp"}))
+    capture([tap], test, found.append, on_ready=lambda: port.send("vmk", FRAME.build()))
+    assert [one.data for one in found] == [FRAME.build()]
+    assert "PROMISC" not in port.left()[0].partition("bridge:")[2].partition(">")[0]
+
+
 def test_nobody_answers_what_is_only_a_copy(chained: Port) -> None:
     """The sink's kernel must not take part: an ARP request for an address of this namespace."""
     run(f"ip -n {chained.netns} addr add 10.231.9.1/24 dev lo")
