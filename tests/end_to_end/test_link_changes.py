@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from contextlib import suppress
@@ -62,6 +63,17 @@ def differences(file: Path) -> list[str]:
     return [line for line in run("plan", file).stdout.splitlines() if line.startswith(("~", "+"))]
 
 
+def states() -> set[str]:
+    """Whether both ends of the link between the switches have a carrier."""
+    links = json.loads(run("status", "relink", "--json").stdout)["links"]
+    ends = {("t1", "t2"), ("t2", "t1")}
+    return {
+        "up" if link["running"] else "down"
+        for link in links
+        if (link["node"], link["name"]) in ends
+    }
+
+
 def wait_for(file: Path, words: str) -> None:
     for _ in range(100):
         if not any(words in line for line in differences(file)):
@@ -91,3 +103,13 @@ def test_a_timed_change_takes_back_nothing_but_itself(file: Path) -> None:
     # The journal says the same: a new supervisor knows of what lasts, and `apply` ends it.
     run("apply", file)
     assert not differences(file)
+
+
+def test_a_link_that_is_cut_stays_so_when_it_is_made_anew(file: Path) -> None:
+    file.write_text(TEXT.replace(", rtt: 4ms", ""))
+    run("apply", file)
+    run("link", "relink", "t1", "t2", "--down")
+    assert "delay line" in run("link", "relink", "t1", "t2", "--rtt", "6ms").stdout
+    assert "down" in states()
+    run("link", "relink", "t1", "t2", "--up")
+    assert "down" not in states()

@@ -80,7 +80,7 @@ def delay(net: Net) -> bool:
 
 def loss(net: Net) -> bool:
     """None of 500 is lost; with 2 % each way it would be 20, and none by a chance of 1e-9."""
-    return best(lambda: net.ping(*VMOTION, 500, 1 * MS).lost == 0)
+    return best(lambda: net.ping(*VMOTION, 500, 1 * MS, timeout_ns=300 * MS).lost == 0)
 
 
 def marks(net: Net) -> bool:

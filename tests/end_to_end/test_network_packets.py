@@ -11,6 +11,7 @@ from tests.end_to_end.labs import run
 from tests.end_to_end.wires import Flow, Net, frame, standing
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
@@ -43,28 +44,33 @@ def net() -> Iterator[Net]:
         yield found
 
 
-def vmkping(*arguments: str) -> bool:
-    done = run("vmkping", "esx01", "esx02/vmk1", "--lab", "sized", "-I", "vmk1", "-d", "-c", "2",
-               "-i", "0.05", "-W", "0.3", *arguments, check=False)  # fmt: skip
-    assert done.returncode in (0, 1), done.stderr
-    return done.returncode == 0
+def vmkping(payload_bytes: int) -> subprocess.CompletedProcess[str]:
+    """`testbed vmkping -d -s`, as a user tries it."""
+    return run("vmkping", "esx01", "esx02/vmk1", "--lab", "sized", "-I", "vmk1", "-d", "-c", "2",
+               "-i", "0.05", "-W", "0.3", "-s", str(payload_bytes), check=False)  # fmt: skip
 
 
 def test_jumbo_frames_pass_until_a_hop_gets_narrow(net: Net) -> None:
     """The hop says nothing: echoes vanish, TCP opens a connection and then stands still."""
-    assert vmkping("-s", "8972")
-    assert not vmkping("-s", "8973")
+
+    def passes(payload_bytes: int) -> bool:
+        return net.reaches(*ENDS, payload_bytes=payload_bytes, dont_fragment=True)
+
+    assert passes(8972)
+    assert "Message too long" in vmkping(8973).stderr
     net.link("tor-a", "tor-b", mtu=1500)
     try:
-        assert not vmkping("-s", "8972")
-        assert not vmkping("-s", "1473")
-        assert vmkping("-s", "1472")
+        lost = vmkping(8972)
+        assert lost.returncode == 1
+        assert "a hop on the way has a smaller MTU" in lost.stderr
+        assert not passes(1473)
+        assert passes(1472)
         assert black_holed(net)
         # Those whose MTU fits don't notice, though the kernel joins their segments on the way.
         assert net.bps(*SMALL, duration_s=1) > 0.7 * 941e6
     finally:
         net.link("tor-a", "tor-b", mtu=9000)
-    assert vmkping("-s", "8972")
+    assert vmkping(8972).returncode == 0
     assert net.bps(*ENDS, duration_s=1) > 0.7 * 990e6
 
 

@@ -181,7 +181,7 @@ class Net:
         """Pings all the while; `found` afterwards. Neighbours are known before."""
         self.ping(source, destination, 2)
         stop, pings, ends = threading.Event(), Pings(), self.ends(source, destination)
-        test = PingTest(count=None, interval_ns=interval_ns)
+        test = PingTest(count=None, interval_ns=interval_ns, timeout_ns=300 * MS)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(ping, *ends, test, stop)
             try:
