@@ -35,3 +35,22 @@ def set_link_state(where: str, name: str, *, up: bool) -> None:
             raise KernelError(verb, target, str(error)) from error
     if found != up:
         raise KernelError(verb, target, f"the kernel has it {'up' if found else 'down'}")
+
+
+def is_set_up(where: str, name: str) -> bool:
+    """Whether an administrator has a link up, with or without a carrier.
+
+    Raises:
+        KernelError: there is no such link, or the kernel does not answer.
+    """
+    target = f"{name} in {where}"
+    with netns.inside(where):
+        socket = Socket()
+    with socket:
+        try:
+            link = read_links(socket).get(name)
+        except (OSError, RefusedError) as error:
+            raise KernelError("read", target, str(error)) from error
+    if link is None:
+        raise KernelError("read", target, "there is no such link", "see `testbed status`")
+    return link.up

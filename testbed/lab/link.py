@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from testbed.errors import LabError, TestbedError
-from testbed.kernel.link_state import set_link_state
+from testbed.kernel.link_state import is_set_up, set_link_state
 from testbed.lab.change import alter_steps, change_to
 from testbed.lab.link_change import LinkChange, changed, changed_links, find, without
 from testbed.lab.planning import plan_here
@@ -70,7 +70,7 @@ async def change_link(
     note = None if lasting is None else lasting.to_json()
     words: list[str] = []
     if note is not None:
-        words += await _describe_anew(estate, lambda links: (*links, note), alone=alone)
+        words += await _described(estate, change, lambda links: (*links, note), alone=alone)
     ports = link_ports(estate, change.ends)
     if change.up is not None:
         for where, port in ports:
@@ -87,7 +87,7 @@ async def change_link(
             for where, port in ports:
                 set_link_state(where, port, up=not change.up)
         if note is not None:
-            await _describe_anew(estate, lambda links: without(links, note), alone=alone)
+            await _described(estate, change, lambda links: without(links, note), alone=alone)
     return {"changed": words, "held_ns": held_ns}
 
 
@@ -118,6 +118,18 @@ def _is_between(step: Veth, places: set[str], ends: tuple[str, str]) -> bool:
     plain = {step.a.netns, step.b.netns} == places
     wire = step.a.netns.endswith("." + "+".join(ends))
     return plain or wire
+
+
+async def _described(
+    estate: Estate, change: LinkChange, noted: Callable[[Links], Links], *, alone: bool
+) -> list[str]:
+    """`_describe_anew`; a link that is cut stays so, even if it is made anew."""
+    cut = not all(is_set_up(*port) for port in link_ports(estate, change.ends))
+    words = await _describe_anew(estate, noted, alone=alone)
+    if cut:
+        for where, port in link_ports(estate, change.ends):
+            set_link_state(where, port, up=False)
+    return words
 
 
 async def _describe_anew(
