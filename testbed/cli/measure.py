@@ -62,6 +62,7 @@ def _refuse_troubled(wires: tuple[WireReport, ...]) -> None:
 @click.option("--streams", default=1, show_default=True, help="Parallel TCP streams.")
 @click.option("--reverse", is_flag=True, help="The destination sends.")
 @click.option("--congestion", default="cubic", show_default=True, help="Congestion control.")
+@click.option("--port", default=5201, show_default=True, help="TCP port at DESTINATION.")
 @AS_JSON
 def iperf_command(
     source: str,
@@ -71,11 +72,13 @@ def iperf_command(
     streams: int,
     reverse: bool,
     congestion: str,
+    port: int,
     as_json: bool,
 ) -> None:
     """Measure TCP throughput from SOURCE to DESTINATION, each NODE/ADAPTER: esx01/vmk1.
 
-    A measurement that was cut short or failed has no result: exit code 1.
+    A measurement that was cut short or failed has no result: exit code 1. Several at once to one
+    node need a --port each.
     """
     from testbed.lab.wires import over_wires
     from testbed.measure.iperf import measure
@@ -84,7 +87,11 @@ def iperf_command(
 
     directory, ends = _ends(lab, source, destination, "iperf")
     test = IperfTest(
-        duration_s=duration_s, streams=streams, reverse=reverse, congestion_control=congestion
+        duration_s=duration_s,
+        streams=streams,
+        reverse=reverse,
+        congestion_control=congestion,
+        port=port,
     )
     result, wires = over_wires(directory, lambda: measure(*ends, test))
     if as_json:

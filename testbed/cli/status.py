@@ -121,8 +121,9 @@ def _show_uplinks(console: Console, status: dict[str, Any]) -> None:
         column.overflow = "fold"
     console.print(uplinks)
     for event in status.get("team_events", []):
+        moved = len(event["moved"])
         console.print(
             f"{nodes.get(event['host'], event['host'])}: {event['uplink']}"
-            f" {'up' if event['up'] else 'down'}, {len(event['moved'])} ports moved in"
+            f" {'up' if event['up'] else 'down'}, {moved} port{'s' * (moved != 1)} moved in"
             f" {format_duration(event['took_ns'])}"
         )

@@ -111,6 +111,16 @@ def test_vmkping_speaks_as_on_esxi() -> None:
 
 
 @pytest.mark.usefixtures("lab")
+def test_two_are_measured_at_once_by_a_port_each() -> None:
+    """What shares make of two flows is seen only then."""
+    words = ("iperf", "esx01/vmk1", "esx02/vmk1", "--time", "1")
+    other = started(*words, "--port", "5202")
+    run(*words)
+    _, said = other.communicate(timeout=30)
+    assert other.returncode == 0, said
+
+
+@pytest.mark.usefixtures("lab")
 def test_a_path_leads_over_the_router_by_its_name() -> None:
     # From the management network into vMotion's, whose stack answers by a gateway of its own.
     shown = run("traceroute", "esx01", "esx02/vmk1", "-I", "vmk0", "-q", "1")
