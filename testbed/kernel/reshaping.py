@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from testbed.plan.policies import Shape
 
 
+_TRAIN_BYTES = 65536
+_LONGEST_DEBT_S = 0.1
+
+
 def reshape(socket: Socket, step: Shape, index: int) -> None:
     """Change, add and remove classes in place; what is queued in the others stays.
 
     Only with another default class, or where a class moves below another one, the qdisc is made
-    anew: HTB can't change those, and what is queued in it is lost.
+    anew: HTB can't change those, and what is queued in it is lost. So is a class alone that gets
+    a reservation and had next to none: HTB keeps the time that it owes, which at its old rate is
+    13 s for one train of segments (at 39 kbit/s), and so long it wouldn't have its new rate.
 
     Args:
         socket: one of the shape's namespace.
@@ -36,10 +42,17 @@ def reshape(socket: Socket, step: Shape, index: int) -> None:
             for (link, parent), fact in htb_facts.read_qdiscs(socket).items()
             if link == index and fact.default is not None
         }
-        classes = {fact.handle: fact.parent for fact in htb_facts.read_classes(socket, index)}
+        facts = htb_facts.read_classes(socket, index)
     except (OSError, RefusedError) as error:
         kind, target = describe(step)
         raise KernelError(f"read {kind}", target, str(error)) from error
+    classes = {fact.handle: fact.parent for fact in facts}
+    in_debt = {
+        fact.handle: fact.rate
+        for fact in facts
+        if fact.rate * _LONGEST_DEBT_S < _TRAIN_BYTES
+        and fact.handle not in {*classes.values(), *qdiscs}
+    }
     wanted = htb.qdiscs_of(step)
     gone = set(qdiscs) - {one.parent for one in wanted}
     sent = [htb.delete_qdisc(index, parent) for parent in gone]
@@ -53,7 +66,7 @@ def reshape(socket: Socket, step: Shape, index: int) -> None:
             sent += htb.create(one, index)
             anew = True  # what is inside went with it
         else:
-            sent += _changes(one, there, index)
+            sent += _changes(one, there, in_debt, index)
     refusal = socket.request(sent)
     if refusal is not None:
         raise kernel_error(step, refusal, "alter")
@@ -64,8 +77,13 @@ def _moved(qdisc: HtbQdisc, there: dict[int, int]) -> bool:
     return any(above.get(handle, parent) != parent for handle, parent in there.items())
 
 
-def _changes(qdisc: HtbQdisc, there: dict[int, int], index: int) -> Iterator[bytearray]:
-    """What makes of the classes `there` (handles, with their parents') those of the qdisc."""
+def _changes(
+    qdisc: HtbQdisc, there: dict[int, int], in_debt: dict[int, int], index: int
+) -> Iterator[bytearray]:
+    """What makes of the classes `there` (handles, with their parents') those of the qdisc.
+
+    `in_debt` has the rates of leaves that may owe HTB a long time.
+    """
     yield from (htb.rate_class(one, index) for one in qdisc.classes if one.handle not in there)
     going = set(there) - {one.handle for one in qdisc.classes}
     while going:  # those without a class below them first
@@ -73,6 +91,11 @@ def _changes(qdisc: HtbQdisc, there: dict[int, int], index: int) -> Iterator[byt
         yield from (htb.delete_class(handle, index) for handle in sorted(last))
         going -= last
     # Changed last: HTB takes a quantum for a leaf only, which one may have become just now.
+    above = {one.parent_handle for one in qdisc.classes}
     for one in qdisc.classes:
-        if one.handle in there:
+        owed = one.rate_bytes_per_s > in_debt.get(one.handle, one.rate_bytes_per_s)
+        if owed and one.handle not in above:
+            yield htb.delete_class(one.handle, index)
+            yield htb.rate_class(one, index)
+        elif one.handle in there:
             yield htb.rate_class(one, index, change=True)
