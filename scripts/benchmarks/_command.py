@@ -2,7 +2,8 @@
 
 A benchmark is a module NAME.py here, with a docstring whose first line says what it measures
 and a function `run(runs: int | None) -> list[dict]`. `runs` is the number of paired runs that
-was asked for, None for the benchmark's own. Each row has the keys of ROW_KEYS: `bar` is text
+was asked for, None for the benchmark's own. A benchmark in parts that can be run alone has them
+in `PARTS`: such functions by name. Each row has the keys of ROW_KEYS: `bar` is text
 such as ">= 0.99", `peer`, `peer_value`, `ratio`, `bar` and `met` are None where there is none.
 """
 
@@ -14,7 +15,10 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 ROW_KEYS = ("name", "value", "unit", "peer", "peer_value", "ratio", "bar", "met", "runs")
 
@@ -30,11 +34,11 @@ def summaries(folder: Path) -> dict[str, str]:
     }
 
 
-def measure(file: Path, runs: int | None) -> list[Row]:
-    """Loads a benchmark by its path and runs it.
+def load(file: Path) -> ModuleType:
+    """Loads a benchmark by its path.
 
     Raises:
-        ValueError: a row does not have the keys of ROW_KEYS.
+        ValueError: it is not a module.
     """
     spec = importlib.util.spec_from_file_location(f"benchmark_{file.stem}", file)
     if spec is None or spec.loader is None:
@@ -43,11 +47,19 @@ def measure(file: Path, runs: int | None) -> list[Row]:
     sys.modules[spec.name] = module  # dataclasses look their module up
     sys.path.append(str(file.parent))  # last: what benchmarks share shadows no other module
     spec.loader.exec_module(module)
-    rows: list[Row] = module.run(runs=runs)
+    return module
+
+
+def checked(rows: list[Row]) -> list[Row]:
+    """The rows.
+
+    Raises:
+        ValueError: one does not have the keys of ROW_KEYS.
+    """
     for row in rows:
         if set(row) != set(ROW_KEYS):
             differing = ", ".join(sorted(set(row) ^ set(ROW_KEYS)))
-            raise ValueError(f"{file.name}: row {row.get('name')!r} lacks or adds: {differing}")
+            raise ValueError(f"row {row.get('name')!r} lacks or adds: {differing}")
     return rows
 
 
@@ -87,6 +99,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name", nargs="?", help="the benchmark; without it they are listed")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--runs", type=int, help="paired runs to take the median of")
+    parser.add_argument("--only", metavar="PART", help="of a benchmark in parts, this one")
     options = parser.parse_args(arguments)
     if options.name is None:
         for name, summary in known.items():
@@ -96,7 +109,11 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no benchmark {options.name!r}; there are: {', '.join(known) or 'none'}")
     if options.runs is not None and options.runs < 1:
         parser.error(f"--runs {options.runs} is not a number of runs; give 1 or more")
-    rows = measure(Path(__file__).parent / f"{options.name}.py", options.runs)
+    module = load(Path(__file__).parent / f"{options.name}.py")
+    parts = getattr(module, "PARTS", {})
+    if options.only is not None and options.only not in parts:
+        parser.error(f"no part {options.only!r}; there are: {', '.join(parts) or 'none'}")
+    rows = checked((parts[options.only] if options.only else module.run)(runs=options.runs))
     if options.json:
         print(json.dumps(rows, indent=2, allow_nan=False))
     else:

@@ -19,6 +19,9 @@ import json, _shared
 def run(runs=None):
     row = json.loads(_shared.ROW)
     return [row | {"runs": runs or 5}]
+def half(runs=None):
+    return [run(runs)[0] | {"name": "half"}]
+PARTS = {"half": half}
 '''
 ROW = {
     "name": "a",
@@ -51,6 +54,11 @@ def test_json_is_the_rows_and_runs_reach_the_benchmark(tmp_path: Path) -> None:
     assert (ended.returncode, json.loads(ended.stdout)) == (0, [ROW | {"runs": 7}])
 
 
+def test_a_part_alone(tmp_path: Path) -> None:
+    ended = bench(tmp_path, ROW, "token", "--json", "--runs", "7", "--only", "half")
+    assert json.loads(ended.stdout) == [ROW | {"name": "half", "runs": 7}]
+
+
 def test_the_table_has_every_figure(tmp_path: Path) -> None:
     ended = bench(tmp_path, ROW, "token")
     assert ended.returncode == 0
@@ -66,6 +74,7 @@ def test_the_table_has_every_figure(tmp_path: Path) -> None:
         ({}, ["tokens"], 2, "there are: token"),
         ({}, ["_shared"], 2, "there are: token"),
         ({}, ["token", "--runs", "0"], 2, "--runs 0"),
+        ({}, ["token", "--only", "third"], 2, "there are: half"),
         ({"value": float("nan")}, ["token", "--json"], 1, "JSON compliant"),
     ],
 )
