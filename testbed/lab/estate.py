@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 POWER_ON_DEADLINE_S = 120.0
 ANSWER_DEADLINE_S = 5.0
+MOST_LINK_EVENTS = 100
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Estate:
         self.written = topologies.loads(journal.topology_text, journal.topology_file)
         """The topology as its file says, without the changes of links (`Journal.links`)."""
         self.topology: Topology = changed_links(self.written, journal.links)
+        self.link_events: deque[tuple[int, str]] = deque(maxlen=MOST_LINK_EVENTS)
+        """What `testbed link` has done, and when (CLOCK_MONOTONIC, ns)."""
         self.vms: dict[str, RunningVM] = {}
         self.changing = asyncio.Lock()
         """Held by whatever builds something: one at a time."""

@@ -76,6 +76,7 @@ async def change_link(
         for where, port in ports:
             set_link_state(where, port, up=change.up)
         words.append(f"{' - '.join(change.ends)} {'up' if change.up else 'down'}")
+    estate.link_events.append((time.monotonic_ns(), f"{change}"))
     if for_ns is None:
         return {"changed": words, "held_ns": None}
     started_ns = time.monotonic_ns()
@@ -88,6 +89,7 @@ async def change_link(
                 set_link_state(where, port, up=not change.up)
         if note is not None:
             await _described(estate, change, lambda links: without(links, note), alone=alone)
+        estate.link_events.append((time.monotonic_ns(), f"{change}, taken back"))
     return {"changed": words, "held_ns": held_ns}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from testbed.errors import InputError
 from testbed.topology.bandwidth import RESERVABLE
 from testbed.topology.policy import Impairment
-from testbed.units import format_rate
+from testbed.units import format_duration, format_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +38,23 @@ class LinkChange:
         """What of it becomes part of the lab's description; None if it only cuts or restores."""
         values = (self.delay_ns, self.jitter_ns, self.loss, self.rate_bps, self.mtu)
         return None if all(value is None for value in values) else replace(self, up=None)
+
+    def __str__(self) -> str:
+        """`tor-a - tor-b: 5 ms one way, loss 1 %`."""
+        words = []
+        if self.delay_ns is not None:
+            words.append(f"{format_duration(self.delay_ns)} one way")
+        if self.jitter_ns is not None:
+            words.append(f"jitter {format_duration(self.jitter_ns)}")
+        if self.loss is not None:
+            words.append(f"loss {100 * self.loss:.3g} %")
+        if self.rate_bps is not None:
+            words.append(format_rate(self.rate_bps))
+        if self.mtu is not None:
+            words.append(f"MTU {self.mtu}")
+        if self.up is not None:
+            words.append("up" if self.up else "down")
+        return f"{' - '.join(self.ends)}: {', '.join(words)}"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from testbed import __version__
+from testbed.lab.link_change import LinkChange
 from testbed.lab.path import find_path
+from testbed.plan.steps import Netns
 from testbed.report.result import SCHEMA_VERSION
 from testbed.units import format_duration, format_rate
 
@@ -65,13 +67,18 @@ def migration_result(
     path: VmotionPath,
     outcome: Outcome,
     wires: tuple[WireReport, ...],
+    since_ns: int,
 ) -> dict[str, Any]:
-    """A `report.result.MigrationResult` as JSON, with the whole input in it."""
+    """A `report.result.MigrationResult` as JSON, with the whole input in it.
+
+    `since_ns` is when it began, on CLOCK_MONOTONIC.
+    """
     physical = find_path(
         estate.topology,
         (step.host, path.source_vmk, path.source_network),
         (request["to"], path.destination_vmk, path.destination_network),
         path.mtu,
+        _pinned(estate),
     )
     verification = outcome.arrived.verification if outcome.arrived else None
     return {
@@ -111,7 +118,7 @@ def migration_result(
             "pages_different": verification["pages_different"],
         },
         "wires": [asdict(wire) for wire in wires],
-        "notices": _notices(path),
+        "notices": [*_notices(path), *_changes(estate, since_ns)],
         "path_goodput_bps": physical.goodput_bps(path.ip_version) if physical else None,
     }
 
@@ -136,6 +143,28 @@ def _notices(path: VmotionPath) -> list[str]:
         return []
     networks = f"{path.source_network.cidr} and {path.destination_network.cidr}"
     return [f"layer-3 vMotion: {networks} are joined by routers; not supported before vSphere 6.0"]
+
+
+def _pinned(estate: Estate) -> dict[tuple[str, str], str | None]:
+    """The vmnic that each (host, vmk) with a choice leaves by now."""
+    nodes = {step.name: step.node for step in estate.journal.plan.steps if isinstance(step, Netns)}
+    return {
+        (nodes.get(where, ""), port.removesuffix("-port")): uplink
+        for (where, port), uplink in estate.teams.pinned().items()
+    }
+
+
+def _changes(estate: Estate, since_ns: int) -> list[str]:
+    """What of the network is not as the topology's text says, and what happened meanwhile."""
+    lasting = [f"not as in the file: {LinkChange.from_json(data)}" for data in estate.journal.links]
+    links = [(at_ns, text) for at_ns, text in estate.link_events if at_ns >= since_ns]
+    nodes = {step.name: step.node for step in estate.journal.plan.steps if isinstance(step, Netns)}
+    teams = [
+        (event.at_ns, f"{nodes[event.host]}/{event.uplink} {'up' if event.up else 'down'}")
+        for event in estate.teams.events
+        if event.at_ns >= since_ns and event.host in nodes
+    ]
+    return lasting + [f"meanwhile: {text}" for _, text in sorted(links + teams)]
 
 
 def _path_text(path: VmotionPath, physical: Path | None) -> str:

@@ -15,6 +15,8 @@ from testbed.plan.shaping import htb_rate_bytes_per_s
 from testbed.plan.teaming import choose
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from netaddr import IPNetwork
 
     from testbed.topology.model import RouterInterface, Topology, Uplink
@@ -61,13 +63,27 @@ class Path:
         return None if least is None else int(least)
 
 
-def find_path(topology: Topology, a: End, b: End, mtu: int) -> Path | None:
+def find_path(
+    topology: Topology,
+    a: End,
+    b: End,
+    mtu: int,
+    pinned: Mapping[tuple[str, str], str | None] | None = None,
+) -> Path | None:
     """The way that frames take from vmk `a` to vmk `b`; None if it isn't known.
 
     Within one network frames take the links alone; between two, they take the router that
     has a leg in both (a chain of routers isn't followed).
+
+    Args:
+        topology: the lab's.
+        a: where the data comes from.
+        b: where it goes to.
+        mtu: of the packets.
+        pinned: the vmnics that (host, vmk) leave by now; without one, as if all were alive.
     """
-    uplinks = [_uplink(topology, *end[:2]) for end in (a, b)]
+    now = pinned or {}
+    uplinks = [_uplink(topology, *end[:2], now.get(end[:2]), sends=end is a) for end in (a, b)]
     if uplinks[0] is None or uplinks[1] is None:
         return None
     start, goal = uplinks[0][0].switch, uplinks[1][0].switch
@@ -128,27 +144,31 @@ def _walk(topology: Topology, start: str, goal: str) -> Walk | None:
 
 
 def _uplink(
-    topology: Topology, host_name: str, vmk_name: str
+    topology: Topology, host_name: str, vmk_name: str, pinned: str | None, *, sends: bool
 ) -> tuple[Uplink, tuple[int | None, ...]] | None:
-    """The vmnic that a vmk's traffic leaves by while all are alive, and the rates it may have.
+    """The vmnic of a vmk's traffic, and the rates that data may have there.
 
-    Those are the vmnic's, and what its traffic type and its port group allow.
+    Those are the vmnic's, and for who sends what its traffic type and its port group allow; for
+    who receives what its port group lets in.
     """
     host = topology.host(host_name)
     number, vmk = next((n, v) for n, v in enumerate(host.vmks) if v.name == vmk_name)
     vswitch = next(v for v in host.vswitches if v.name == vmk.vswitch)
     group = vswitch.portgroup(vmk.portgroup)
-    name = choose(group.teaming, number, vmk.mac, vswitch.uplinks)
+    name = pinned or choose(group.teaming, number, vmk.mac, vswitch.uplinks)
     uplink = next((u for u in host.uplinks if u.name == name), None)
     if uplink is None:
         return None
-    traffic = vmk_traffic(vmk)
-    classes = uplink_classes(uplink, vswitch, topology)
-    allowed = [
-        uplink.rate_bps * one.ceil_bytes_per_s // htb_rate_bytes_per_s(uplink.rate_bps, uplink.mtu)
-        for one in classes
-        if one.name == traffic and uplink.rate_bps is not None
-    ]
-    if group.outgoing is not None:
-        allowed.append(group.outgoing.average_bps)
+    allowed = []
+    if sends and uplink.rate_bps is not None:
+        traffic = vmk_traffic(vmk)
+        full = htb_rate_bytes_per_s(uplink.rate_bps, uplink.mtu)
+        allowed = [
+            uplink.rate_bps * one.ceil_bytes_per_s // full
+            for one in uplink_classes(uplink, vswitch, topology)
+            if one.name == traffic
+        ]
+    shaping = group.outgoing if sends else group.incoming
+    if shaping is not None:
+        allowed.append(shaping.average_bps)
     return uplink, (uplink.rate_bps, *allowed)

@@ -60,7 +60,15 @@ async def migrate(
     standing, before = running.step, await estate.wire_reading()
     outcome = await move.carry_out()
     wires = reports(before, await estate.wire_reading())
-    return migration_result(estate, request, step=standing, path=path, outcome=outcome, wires=wires)
+    return migration_result(
+        estate,
+        request,
+        step=standing,
+        path=path,
+        outcome=outcome,
+        wires=wires,
+        since_ns=started_ns,
+    )
 
 
 def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, Host]:

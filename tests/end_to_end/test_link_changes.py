@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .labs import run
+from .labs import run, small_topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,3 +113,18 @@ def test_a_link_that_is_cut_stays_so_when_it_is_made_anew(file: Path) -> None:
     assert "down" in states()
     run("link", "relink", "t1", "t2", "--up")
     assert "down" not in states()
+
+
+def test_a_result_says_what_was_changed_by_hand(tmp_path: Path) -> None:
+    file = tmp_path / "byhand.yaml"
+    file.write_text(small_topology("byhand"))
+    run("up", file)
+    try:
+        run("link", "byhand", "esx01/vmnic0", "tor", "--rate", "5Gbit")
+        words = ("migrate", "db01", "--lab", "byhand", "--results", tmp_path)
+        run(*words, "--to", "esx02")
+        (result,) = [json.loads(one.read_text()) for one in tmp_path.glob("**/*.json")]
+        wanted = "not as in the file: esx01/vmnic0 - tor: 5 Gbit/s"
+        assert [one for one in result["notices"] if "esx01/vmnic0" in one] == [wanted]
+    finally:
+        run("down", "byhand")

@@ -199,3 +199,14 @@ def test_a_limit_of_the_traffic_type_bounds_what_the_path_carries() -> None:
     path = find_path(topology, ends[0], ends[1], 9000)
     assert path is not None
     assert path.rate_bps == pytest.approx(2 * 10**9, rel=1e-6)
+
+
+def test_shaping_bounds_what_one_end_sends_and_the_other_receives() -> None:
+    shaped = "vMotion: {shaping: {egress: %s, ingress: %s}}"
+    rate = "{average: %s, peak: 9Gbit, burst: 1MB}"
+    for egress, ingress, least in (("1Gbit", "2Gbit", 1), ("3Gbit", "2Gbit", 2)):
+        group = shaped % (rate % egress, rate % ingress)
+        topology = topologies.loads(TEXT.replace("vMotion: {}", group), "admission.yaml")
+        physical = way(topology, vmotion_path(topology.host("esx01"), topology.host("esx02")))
+        assert physical is not None
+        assert physical.rate_bps == least * 10**9
