@@ -174,11 +174,14 @@ def test_up_powers_on_a_vm_that_has_died(lab: Callable[..., Path]) -> None:
 def test_properties_that_are_no_kernel_objects_are_changed_too(lab: Callable[..., Path]) -> None:
     file = lab("properties", **SMALLEST)
     run("up", file)
-    file.write_text(file.read_text().replace("services: [vmotion]", "services: []"))
+    file.write_text(file.read_text().replace("cores: 4", "cores: 3"))
     refused = run("up", file, check=False)
     assert refused.returncode == 1
     assert "another topology" in refused.stderr
     assert "no kernel object" in run("apply", file).stdout
+    # A service is both: the class of its traffic, and what a migration looks for.
+    file.write_text(file.read_text().replace("services: [vmotion]", "services: []"))
+    run("apply", file)
     refused = run("migrate", "db01", "--to", "esx02", "--lab", "properties", check=False)
     assert "no vmk with the vmotion service" in refused.stderr
 
