@@ -103,41 +103,46 @@ def test_a_limit_holds_though_nobody_else_sends(nioc: Net) -> None:
     expect(nioc, {VMOTION: 0.25})
 
 
-def test_a_reservation_is_had_against_more_shares() -> None:
-    """200 Mbit/s are management's; what is left is divided 4:1, so it has a little more."""
-    rule = "vmotion: {shares: high}, management: {shares: low, reservation: 200Mbit}"
-    with standing(controlled(rule).replace("controlled", "reserved")) as net:
-        expect(net, {VMOTION: 0.4, MANAGEMENT: 0.6})
+def test_a_reservation_is_had_at_once_and_against_more_shares(nioc: Net) -> None:
+    """200 Mbit/s are management's; what is left is divided 4:1, so it has a little more.
+
+    It had next to nothing of its own before, and sent all the same: it owes nothing for that.
+    """
+    nioc.apply(controlled(SHARES))
+    nioc.together(MANAGEMENT, duration_s=1, omit_s=0)
+    nioc.apply(
+        controlled("vmotion: {shares: high}, management: {shares: low, reservation: 200Mbit}")
+    )
+    assert nioc.together(VMOTION, MANAGEMENT, duration_s=1)[1] > 0.4 * LINK
+    expect(nioc, {VMOTION: 0.4, MANAGEMENT: 0.6})
 
 
 @pytest.mark.parametrize(("rule", "total"), [("lost", 0.75), ("lent", 1.0)])
-def test_an_idle_reservation(rule: str, total: float) -> None:
+def test_an_idle_reservation(nioc: Net, rule: str, total: float) -> None:
     """NFS has reserved a quarter and sends nothing; two others fill what they may."""
     reserved = "{reservation: 80Mbit}"
-    text = controlled(
-        f"vmotion: {reserved}, management: {reserved}, nfs: {{reservation: 100Mbit}},"
-        f" idle_reservations: {rule}"
+    nioc.apply(
+        controlled(
+            f"vmotion: {reserved}, management: {reserved}, nfs: {{reservation: 100Mbit}},"
+            f" idle_reservations: {rule}"
+        )
     )
-    with standing(text.replace("controlled", f"idle-{rule}")) as net:
-        measured(net, (VMOTION, MANAGEMENT), lambda found: abs(sum(found) - total) < TOLERANCE)
+    measured(nioc, (VMOTION, MANAGEMENT), lambda found: abs(sum(found) - total) < TOLERANCE)
 
 
-def test_a_vm_has_its_reservation_among_vms() -> None:
+def test_a_vm_has_its_reservation_among_vms(nioc: Net) -> None:
     """Of 160 Mbit/s that VMs have reserved 150 are one VM's, whatever the other's shares."""
-    text = controlled(
-        "virtualMachine: {reservation: 160Mbit}",
-        a="{shares: low, reservation: 150Mbit}",
-        b="{shares: high}",
+    nioc.apply(
+        controlled(
+            "virtualMachine: {reservation: 160Mbit}",
+            a="{shares: low, reservation: 150Mbit}",
+            b="{shares: high}",
+        )
     )
     reserved = 150 / 400 - TOLERANCE
-    with standing(text.replace("controlled", "private")) as net:
-        measured(net, (VM_A, VM_B), lambda found: found[0] > reserved and sum(found) > 0.9)
-        net.apply(
-            controlled("virtualMachine: {}", a="{limit: 80Mbit}", b="{shares: low}").replace(
-                "controlled", "private"
-            )
-        )
-        expect(net, {VM_A: 0.2, VM_B: 0.8})
+    measured(nioc, (VM_A, VM_B), lambda found: found[0] > reserved and sum(found) > 0.9)
+    nioc.apply(controlled("virtualMachine: {}", a="{limit: 80Mbit}", b="{shares: low}"))
+    expect(nioc, {VM_A: 0.2, VM_B: 0.8})
 
 
 def test_what_is_guaranteed_on_the_nic_itself() -> None:

@@ -87,45 +87,24 @@ def namespaces() -> list[str]:
     return [name for name in netns.names() if name.startswith("tb.lived.")]
 
 
-def of_each_kind() -> list[str]:
-    """The keys of the first and the last step of each kind, in their order."""
-    steps = plan_here(topologies.loads(rich(), "lived.yaml")).steps
-    kinds = {step.kind for step in steps}
-    chosen = []
-    for kind in kinds:
-        same = [step.key for step in steps if step.kind == kind]
-        chosen += [same[0], same[-1]]
-    return [step.key for step in steps if step.key in chosen]
-
-
-def fails_at(key: str) -> None:
+@pytest.mark.slow
+def test_a_failure_at_any_step_of_a_rich_lab_leaves_nothing(lab: str) -> None:
     class InjectedError(Exception):
         pass
 
-    def fail(step: Step) -> None:
-        if step.key == key:
-            raise InjectedError(key)
-
-    with pytest.raises(InjectedError):
-        up(topologies.loads(rich(), "lived.yaml"), before=fail, batch=1)
-    assert not namespaces(), key
-    assert not LabDirectory("lived").path.exists(), key
-
-
-@pytest.mark.usefixtures("lab")
-def test_a_failure_at_a_step_of_any_kind_leaves_nothing() -> None:
-    keys = of_each_kind()
-    steps = plan_here(topologies.loads(rich(), "lived.yaml")).steps
+    found = topologies.loads(rich(), "lived.yaml")
+    steps = plan_here(found).steps
     assert {"chain", "shape", "offloads", "route", "rule", "vm"} <= {step.kind for step in steps}
-    for key in keys:
-        fails_at(key)
+    for step in steps:
 
+        def fail(begun: Step, wanted: str = step.key) -> None:
+            if begun.key == wanted:
+                raise InjectedError(wanted)
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("lab")
-def test_a_failure_at_any_step_leaves_nothing_of_a_rich_lab() -> None:
-    for step in plan_here(topologies.loads(rich(), "lived.yaml")).steps:
-        fails_at(step.key)
+        with pytest.raises(InjectedError):
+            up(found, before=fail, batch=1)
+        assert not namespaces(), step.key
+        assert not LabDirectory(lab).path.exists(), step.key
 
 
 def works(net: Net, *, rtt_ms: float, vid: int | None) -> None:

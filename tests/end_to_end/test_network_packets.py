@@ -71,7 +71,6 @@ def test_jumbo_frames_pass_until_a_hop_gets_narrow(net: Net) -> None:
     finally:
         net.link("tor-a", "tor-b", mtu=9000)
     assert vmkping(8972).returncode == 0
-    assert net.bps(*ENDS, duration_s=1) > 0.7 * 990e6
 
 
 def black_holed(net: Net) -> bool:
