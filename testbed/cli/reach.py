@@ -99,9 +99,9 @@ def vmkping_command(
         round_trips.setdefault(reply.number, reply.rtt_ns)
 
     def search() -> None:
-        from testbed.measure.path_mtu import find
+        from testbed.measure.path_mtu import find, payload_of
 
-        most = max(size, _most_payload(plan, host, ours))
+        most = max(size, payload_of(_adapter(plan, host, ours)[1] or 0, ours.ip_version))
         click.echo(f"the largest packet that passes unfragmented: {find(ours, theirs, most)} bytes")
 
     try:
@@ -132,14 +132,6 @@ def _adapter(plan: Plan, node: str, ours: Endpoint) -> tuple[str, int | None]:
 
     device = ours.device or device_of(plan, node, ours.address) or "the adapter"
     return device, mtu_of(plan, Path(ours.netns_path).name, device)
-
-
-def _most_payload(plan: Plan, node: str, ours: Endpoint) -> int:
-    """What fills the adapter's own MTU."""
-    from testbed.measure.icmp import HEADER, IP_HEADER_BYTES
-
-    _, own = _adapter(plan, node, ours)
-    return 0 if own is None else own - HEADER.size - IP_HEADER_BYTES[ours.ip_version]
 
 
 def _why(plan: Plan, node: str, ours: Endpoint, error: MessageTooLongError) -> str:

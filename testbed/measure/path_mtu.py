@@ -30,6 +30,11 @@ def largest(passes: Callable[[int], bool], least: int, most: int) -> int | None:
     return low
 
 
+def payload_of(mtu: int, ip_version: int) -> int:
+    """What an echo that fills an MTU carries, in bytes."""
+    return mtu - HEADER.size - IP_HEADER_BYTES[ip_version]
+
+
 def find(source: Endpoint, destination: Endpoint, most_payload_bytes: int) -> int:
     """The largest IP packet, in bytes, that passes unfragmented, up to a payload's.
 
