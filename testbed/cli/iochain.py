@@ -58,6 +58,8 @@ def iochain_command(lab: str, port: str, program: bool, as_json: bool) -> None:
 def _show(found: PortChain) -> None:
     from rich.console import Console
 
+    from testbed.units import format_size
+
     console = Console()
     console = Console(width=console.width if console.is_terminal else 160, highlight=False)
     console.print(f"port [bold]{found.dev}[/bold] in {found.netns}")
@@ -70,8 +72,12 @@ def _show(found: PortChain) -> None:
     if found.nic is not None:
         states = {"TSO": found.nic.tso, "LRO": found.nic.lro, "checksum": found.nic.checksum}
         offloads = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in states.items())
-        rings = f"tx {found.nic.tx_ring}, rx {found.nic.rx_ring}"
-        console.print(f"then the NIC: offloads {offloads}; rings {rings} frames")
+        waiting = (("tx", found.nic.tx_queue_bytes), ("rx", found.nic.rx_queue_bytes))
+        rings = ", ".join(
+            f"{way} {'nothing waits' if size is None else format_size(size)}"
+            for way, size in waiting
+        )
+        console.print(f"then the NIC: offloads {offloads}; rings {rings}")
 
 
 def _show_way(console: Console, way: WayRow) -> None:

@@ -124,7 +124,6 @@ class _Work:
             sysctl.keep_neighbours(nic.name, nic.netns)
         veths = [step for step in chunk if isinstance(step, Veth)]
         self._send_veths(veths)
-        self._send(self._queue_lengths(veths))  # before HTB, whose queues take it over
         self._fit(self._fittings.due(chunk))
         self._send(self._ends_of(veths))
         for step in chunk:
@@ -176,13 +175,6 @@ class _Work:
             made = messages.create_veth(step, index, peer, fds[b.netns])
             yield a.netns, _Message(made, step, makes=True)
             self._ends += (a, b)
-
-    def _queue_lengths(self, steps: Sequence[Veth]) -> Iterator[tuple[str, _Message]]:
-        for step in steps:
-            for end in (step.a, step.b):
-                if end.queue_frames is not None:
-                    index = self._channels.index(end.netns, end.name)
-                    yield end.netns, _Message(messages.queue_length(index, end.queue_frames), step)
 
     def _fit(self, steps: Sequence[Fitting]) -> None:
         self._send(self._qdiscs([step for step in steps if not isinstance(step, Chain)]))

@@ -8,12 +8,22 @@ no longer reads, and no linklayer, without which the kernel asks for those table
 from __future__ import annotations
 
 import functools
+import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from testbed.kernel.template import ACK, CREATE, DUMP, EXCLUSIVE, Slots, Template
+from testbed.kernel.template import (
+    ACK,
+    CREATE,
+    DUMP,
+    EXCLUSIVE,
+    REPLACE,
+    REQUEST,
+    Slots,
+    Template,
+)
 from testbed.measure.theory import ETHERNET_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -28,6 +38,7 @@ TC_ROOT = 0xFFFFFFFF
 QUANTUM_BYTES = 65536  # a 64 KiB GSO frame: smaller quanta share unevenly
 TICK_NS = 64  # PSCHED_TICKS2NS(1), fixed in the kernel since 2.6.31 (/proc/net/psched)
 _U32_MOST = 2**32 - 1
+_TCA_KIND, _TCA_OPTIONS = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +147,40 @@ def burst_ticks(burst_bytes: int, rate_bytes_per_s: int) -> int:
 
 
 def shape(step: Shape, index: int) -> list[bytearray]:
-    """HTB at a link's root, then its classes."""
-    return [data for one in qdiscs_of(step) for data in create(one, index)]
+    """HTB at a link's root, then its classes, then their queues."""
+    made = [data for one in qdiscs_of(step) for data in create(one, index)]
+    return made + queues(step, index)
 
 
 def create(one: HtbQdisc, index: int) -> Iterator[bytearray]:
     """An HTB qdisc, then its classes."""
     yield _qdisc().fill(index=index, handle=one.handle, parent=one.parent, default=one.default)
     yield from (rate_class(each, index) for each in one.classes)
+
+
+def leaves_of(step: Shape) -> list[int]:
+    """The handles of the classes that queue: those with neither classes nor a qdisc below."""
+    qdiscs = qdiscs_of(step)
+    above = {one.parent_handle for qdisc in qdiscs for one in qdisc.classes}
+    above |= {qdisc.parent for qdisc in qdiscs}
+    return [one.handle for qdisc in qdiscs for one in qdisc.classes if one.handle not in above]
+
+
+def queues(step: Shape, index: int) -> list[bytearray]:
+    """What bounds each leaf's queue in bytes, whether it has such a queue already or not."""
+    if step.queue_bytes is None:
+        return []
+    return [_fifo(index, leaf, step.queue_bytes) for leaf in leaves_of(step)]
+
+
+def _fifo(index: int, parent: int, limit_bytes: int) -> bytearray:
+    """A bfifo (struct tc_fifo_qopt), which pyroute2 0.9 does not encode."""
+    body = struct.pack("=BxxxiIII", 0, index, 0, parent, 0)
+    body += struct.pack("=HH8s", 10, _TCA_KIND, b"bfifo") + struct.pack(
+        "=HHI", 8, _TCA_OPTIONS, limit_bytes
+    )
+    head = struct.pack("=IHHII", 16 + len(body), NEWQDISC, REQUEST | ACK | CREATE | REPLACE, 0, 0)
+    return bytearray(head + body)
 
 
 @functools.cache

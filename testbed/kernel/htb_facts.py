@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _TC = struct.Struct("=BxxxiIII")  # tcmsg: family, index, handle, parent, info
 _PARAMETERS = struct.Struct("=8xI8xIIII")  # tc_htb_opt: rate, ceil, buffer, cbuffer, quantum
 _DEFAULT_CLASS = struct.Struct("=8xI")  # tc_htb_glob: version, rate2quantum, defcls
-_U64 = struct.Struct("=Q")
+_U64, _LIMIT = struct.Struct("=Q"), struct.Struct("=I")
 _BASIC, _QUEUE = struct.Struct("=QI"), struct.Struct("=IIIII")  # gnet_stats_basic, _queue
 _GETQDISC = 38
 _TCA_KIND, _TCA_OPTIONS, _TCA_STATS2 = 1, 2, 7
@@ -48,12 +48,16 @@ class ClassFact(NamedTuple):
 
 
 class QdiscFact(NamedTuple):
-    """A qdisc; `default` is the minor of HTB's default class, None without HTB."""
+    """A qdisc; `default` is the minor of HTB's default class, None without HTB.
+
+    `limit` is how much a fifo holds, bytes of a bfifo, 0 of what is none.
+    """
 
     kind: str
     default: int | None
     dropped: int
     overlimits: int
+    limit: int = 0
 
 
 @functools.cache
@@ -78,7 +82,10 @@ def _qdisc(data: bytes, start: int, end: int) -> QdiscFact:
     top = table(data, start + _TC.size, end)
     first, last = top.get(_TCA_KIND, (0, 0))
     kind = data[first:last].rstrip(b"\0").decode()
-    default = None
+    default, limit = None, 0
+    if kind in {"bfifo", "pfifo"}:
+        at, end_ = top.get(_TCA_OPTIONS, (0, 0))
+        limit = _LIMIT.unpack_from(data, at)[0] if end_ - at >= _LIMIT.size else 0
     if kind == "htb":
         options = table(data, *top.get(_TCA_OPTIONS, (0, 0)))
         if _HTB_INIT in options:
@@ -87,7 +94,7 @@ def _qdisc(data: bytes, start: int, end: int) -> QdiscFact:
     dropped = overlimits = 0
     if _TCA_STATS_QUEUE in statistics:
         _, _, dropped, _, overlimits = _QUEUE.unpack_from(data, statistics[_TCA_STATS_QUEUE][0])
-    return QdiscFact(kind, default, dropped, overlimits)
+    return QdiscFact(kind, default, dropped, overlimits, limit)
 
 
 def read_classes(socket: Socket, index: int) -> tuple[ClassFact, ...]:

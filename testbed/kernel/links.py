@@ -10,7 +10,7 @@ from testbed.kernel.netlink import Socket, attributes, table
 
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _U32 = struct.Struct("=I")
-_U32_ATTRIBUTES = {4: "mtu", 10: "master", 13: "queue_frames"}
+_U32_ATTRIBUTES = {4: "mtu", 10: "master"}
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_PROTINFO = 1, 3, 12
 _IFLA_OPERSTATE, _IFLA_IFALIAS, _IFLA_STATS64 = 16, 20, 23
 _IFLA_LINKINFO, _SLAVE_DATA = 18, 5
@@ -48,7 +48,6 @@ class Link:
     master: int
     mac: str
     alias: str
-    queue_frames: int
     port: bytes = b""
     counters: Counters | None = None
 
@@ -77,7 +76,7 @@ def read_links(socket: Socket, with_counters: bool = False) -> dict[str, Link]:
 
 def _parse(data: bytes, start: int, end: int) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(data, start)
-    numbers = {"mtu": 0, "master": 0, "queue_frames": 0}
+    numbers = {"mtu": 0, "master": 0}
     name = alias = mac = ""
     port = b""
     operstate = 0
@@ -102,7 +101,7 @@ def _parse(data: bytes, start: int, end: int) -> Link:
     running = up and operstate == _IF_OPER_UP
     return Link(
         index, name, up, running, numbers["mtu"], numbers["master"], mac, alias,
-        numbers["queue_frames"], port, counters,
+        port, counters,
     )  # fmt: skip
 
 

@@ -230,19 +230,6 @@ def port_policy(index: int, end: End) -> bytearray:
 
 
 @functools.cache
-def _queue_length() -> Template:
-    slots = Slots()
-    attributes = [("IFLA_TXQLEN", slots.u32("frames"))]
-    fields = {"index": slots.u32("index")}
-    return Template(ifinfmsg, SETLINK, ACK, fields, attributes=attributes, slots=slots)
-
-
-def queue_length(index: int, frames: int) -> bytearray:
-    """Set how many frames may wait in a link's queues; those of HTB take it when made."""
-    return _queue_length().fill(index=index, frames=frames)
-
-
-@functools.cache
 def _dump_links(with_counters: bool) -> Template:
     mask = 0 if with_counters else _IFLA_EXT_MASK_SKIP_STATS
     return Template(ifinfmsg, GETLINK, DUMP, {}, attributes=[("IFLA_EXT_MASK", mask)])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from testbed.kernel.htb import HtbClass
-    from testbed.kernel.htb_facts import ClassFact
+    from testbed.kernel.htb_facts import ClassFact, QdiscFact
     from testbed.kernel.netlink import Socket
     from testbed.plan.policies import Netem, Shape
 
@@ -40,6 +40,16 @@ def compare_shapes(socket: Socket, steps: Sequence[Shape], indexes: Mapping[str,
                 found = "no HTB" if default is None else f"{default:#x}"
                 raise differs(step, what, f"{wanted.default:#x}", found)
         _compare_classes(step, htb_facts.read_classes(socket, index))
+        _compare_queues(step, index, qdiscs)
+
+
+def _compare_queues(step: Shape, index: int, qdiscs: Mapping[tuple[int, int], QdiscFact]) -> None:
+    for leaf in htb.leaves_of(step) if step.queue_bytes is not None else ():
+        queue = qdiscs.get((index, leaf))
+        limit = queue.limit if queue and queue.kind == "bfifo" else None
+        if limit != step.queue_bytes:
+            what = f"queue of class {_name(leaf)} in bytes"
+            raise differs(step, what, step.queue_bytes, limit or "another kind of queue")
 
 
 def compare_netems(socket: Socket, steps: Sequence[Netem], indexes: Mapping[str, int]) -> None:

@@ -27,7 +27,6 @@ _RUNNING_DEADLINE_NS = 5 * 10**9  # a veth is operational within ms of its two e
 _RULE_PRIORITY, _TO_TABLE = 1000, 1
 _AGEING = 300 * 100
 _REMEMBERED = 365 * 24 * 3600 * 100
-_QUEUE_FRAMES = 1000  # DEFAULT_TX_QUEUE_LEN, the kernel's own for Ethernet links
 
 
 @dataclass
@@ -150,9 +149,6 @@ def _compare_link(step: KernelStep, end: End | Bridge, links: dict[str, Link]) -
         raise differs(step, f"MAC of {end.name}", end.mac.lower(), link.mac)
     if link.alias != end.alias:
         raise differs(step, f"alias of {end.name}", repr(end.alias), repr(link.alias))
-    if isinstance(end, End) and link.queue_frames != (end.queue_frames or _QUEUE_FRAMES):
-        frames = end.queue_frames or _QUEUE_FRAMES
-        raise differs(step, f"queue of {end.name} in frames", frames, link.queue_frames)
     if not link.up:
         raise differs(step, f"state of {end.name}", "up", "down")
     master = end.master if isinstance(end, End) else None

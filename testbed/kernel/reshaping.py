@@ -67,6 +67,7 @@ def reshape(socket: Socket, step: Shape, index: int) -> None:
             anew = True  # what is inside went with it
         else:
             sent += _changes(one, there, in_debt, index)
+    sent += htb.queues(step, index)
     refusal = socket.request(sent)
     if refusal is not None:
         raise kernel_error(step, refusal, "alter")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from testbed.errors import InputError
 from testbed.kernel.chain_ports import counters
 from testbed.kernel.chain_text import describe_chain
-from testbed.kernel.observation import observe
 from testbed.kernel.offloads import read_offloads
 from testbed.lab.capture_point import capture_point
 from testbed.lab.switch_ports import switch_ports
@@ -23,13 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NicState:
-    """A vmnic's offloads, and the frames that may wait at it: to be sent, and to be received."""
+    """A vmnic's offloads, and the bytes that may wait at it: to be sent, and to be received.
+
+    Those are of each class's queue; None where no rate makes anything wait.
+    """
 
     tso: bool
     lro: bool
     checksum: bool
-    tx_ring: int
-    rx_ring: int
+    tx_queue_bytes: int | None
+    rx_queue_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,10 @@ def _nic(journal: Journal, vmnic: tuple[str, str]) -> NicState:
     )
     tso, checksum = read_offloads(*vmnic)
     lro, _ = read_offloads(wire.b.netns, wire.b.name)
-    seen = observe([wire])
-    tx, rx = (seen[f"link {end.netns}/{end.name}"].link.queue_frames for end in (wire.a, wire.b))
+    queues = {
+        (step.netns, step.dev): step.queue_bytes
+        for step in journal.plan.steps
+        if isinstance(step, Shape)
+    }
+    tx, rx = (queues.get((end.netns, end.name)) for end in (wire.a, wire.b))
     return NicState(tso, lro, checksum, tx, rx)

@@ -9,7 +9,7 @@ from testbed.errors import LabError
 from testbed.plan.hosts import add_host, add_host_chains, add_vm_port, vm_nics
 from testbed.plan.names import short_name
 from testbed.plan.network import MAIN_TABLE, Network, gateway_for
-from testbed.plan.physical import add_link, add_router, add_switch
+from testbed.plan.physical import add_link, add_router, add_switch, longest_rtt_ns
 from testbed.plan.plan import Plan
 from testbed.plan.ports import guest_chain
 from testbed.plan.steps import DatastoreDirectory, Netns, PowerOn, Route, Step
@@ -63,7 +63,13 @@ def compile_network(
         LabError: a VM is placed on a host that lacks its port group.
     """
     where = {vm.name: vm.host for vm in topology.vms} | dict(placement or {})
-    network = Network(topology.name, cpus, netem=netem, longest_mtu=_longest_mtu(topology))
+    network = Network(
+        topology.name,
+        cpus,
+        netem=netem,
+        longest_mtu=_longest_mtu(topology),
+        longest_rtt_ns=longest_rtt_ns(topology.links),
+    )
     switches = {switch.name: switch for switch in topology.switches}
     for switch in topology.switches:
         add_switch(network, switch)

@@ -166,21 +166,23 @@ def _add_uplink(
     switch = next(s for s in topology.switches if s.name == uplink.switch)
     nic = network.end(
         network.netns(host.name), uplink.name, uplink.mtu, bridge,
-        mac=None if bridge else uplink.mac, queue_frames=uplink.rings.tx,
+        None if bridge else uplink.mac,
     )  # fmt: skip
     if vswitch is not None:
         nic = replace(nic, isolated=True, learning=False)
     port = network.end(
         network.netns(uplink.switch), f"{host.name}-{uplink.name}", uplink.mtu,
-        network.bridge(uplink.switch, uplink.switch), queue_frames=uplink.rings.rx,
+        network.bridge(uplink.switch, uplink.switch),
     )  # fmt: skip
     wire = network.add_wire(nic, port)
     network.uplinks[nic.netns, uplink.name] = (wire, nic)
     classes = uplink_classes(uplink, vswitch, topology)
     lends_idle = vswitch is None or vswitch.nioc is None or _lends(vswitch.nioc)
     default = type_minor(VM_TRAFFIC)
-    network.shape(wire, nic, uplink.rate_bps, classes, default, lends_idle=lends_idle)
-    network.shape(wire, port, uplink.rate_bps, port_classes(switch, uplink.rate_bps, uplink.mtu))
+    rate_bps, rings = uplink.rate_bps, uplink.rings
+    network.shape(wire, nic, rate_bps, classes, default, lends_idle=lends_idle, frames=rings.tx)
+    queues = port_classes(switch, rate_bps, uplink.mtu)
+    network.shape(wire, port, rate_bps, queues, frames=rings.rx)
     _add_offloads(network, uplink, wire, nic, port)
     network.add_chain(
         switch_chain(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from testbed.plan.names import InterfaceNames, alias, netns_name
-from testbed.plan.shaping import shape
+from testbed.plan.shaping import queue_bytes, shape
 from testbed.plan.steps import Address, Bridge, End, Netns, Step, Veth
 from testbed.plan.sysctls import sysctls
 
@@ -30,13 +30,17 @@ class Network:
         cpus: how many CPUs this machine has; one of them handles all the lab's wires.
         netem: whether this kernel has it, so that wires need no delay line.
         longest_mtu: of all that sends packets here; only ports with a smaller one check sizes.
+        longest_rtt_ns: that its links' latency makes between any two switches.
     """
 
-    def __init__(self, lab: str, cpus: int, *, netem: bool, longest_mtu: int) -> None:
+    def __init__(
+        self, lab: str, cpus: int, *, netem: bool, longest_mtu: int, longest_rtt_ns: int
+    ) -> None:
         self.lab = lab
         self.cpu = self.cpu_of(lab, cpus)
         self.netem = netem
         self.longest_mtu = longest_mtu
+        self.longest_rtt_ns = longest_rtt_ns
         self.names = InterfaceNames()
         self.bridges: dict[tuple[str, str], str] = {}
         self.steps: list[Step] = []
@@ -77,9 +81,7 @@ class Network:
         name: str,
         mtu: int,
         master: str | None = None,
-        *,
         mac: str | None = None,
-        queue_frames: int | None = None,
     ) -> End:
         """One end of a wire, to be given to `add_wire`.
 
@@ -94,7 +96,6 @@ class Network:
             mac,
             master,
             self.cpu,
-            queue_frames=queue_frames,
         )
 
     def add_wire(self, a: End, b: End) -> Veth:
@@ -112,11 +113,18 @@ class Network:
         default: int | None = None,
         *,
         lends_idle: bool = True,
+        frames: int | None = None,
     ) -> None:
-        """The rate at which an end sends, if it has one; the first class is the default."""
+        """The rate at which an end sends, if it has one; the first class is the default.
+
+        `frames` is how many may wait; None is what a link of this lab needs (`queue_bytes`).
+        """
         if rate_bps is None:
             return
-        step = shape(end.netns, end.name, rate_bps, end.mtu, wire.key)
+        step = replace(
+            shape(end.netns, end.name, rate_bps, end.mtu, wire.key),
+            queue_bytes=queue_bytes(rate_bps, end.mtu, frames, self.longest_rtt_ns),
+        )
         if classes:
             step = replace(
                 step,

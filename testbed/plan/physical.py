@@ -10,6 +10,8 @@ from testbed.plan.ports import switch_chain
 from testbed.plan.shaping import delayed_packets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from testbed.plan.network import Network
     from testbed.plan.policies import TrafficClass
     from testbed.plan.steps import End, Veth
@@ -32,6 +34,37 @@ def port_classes(
     if switch.queues is None or rate_bps is None:
         return ()
     return queue_classes(switch.queues, rate_bps, mtu)
+
+
+def longest_rtt_ns(links: Iterable[PhysicalLink]) -> int:
+    """The latency of the longest path between two switches, there and back."""
+    neighbours: dict[str, list[tuple[str, int]]] = {}
+    for link in links:
+        a, b = link.ends
+        both_ns = link.there.delay_ns + link.back.delay_ns
+        neighbours.setdefault(a, []).append((b, both_ns))
+        neighbours.setdefault(b, []).append((a, both_ns))
+
+    def farthest(start: str) -> dict[str, int]:
+        """The distance to every switch that is joined; there are no loops."""
+        found, waiting = {start: 0}, [start]
+        while waiting:
+            here = waiting.pop()
+            for there, rtt_ns in neighbours[here]:
+                if there not in found:
+                    found[there] = found[here] + rtt_ns
+                    waiting.append(there)
+        return found
+
+    longest, seen = 0, set[str]()
+    for switch in neighbours:
+        if switch not in seen:
+            # In a tree the farthest from anywhere is one end of a longest path.
+            joined = farthest(switch)
+            seen.update(joined)
+            end = max(joined, key=lambda name: joined[name])
+            longest = max(longest, *farthest(end).values())
+    return longest
 
 
 def wire_node(a: str, b: str) -> str:

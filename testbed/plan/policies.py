@@ -45,6 +45,9 @@ class Shape:
     `ceil_bytes_per_s` above the rate lets `burst_bytes` pass at that speed after a pause
     (traffic shaping: average, peak and burst); None makes it the rate itself.
 
+    `queue_bytes` may wait in each class to be sent, what comes then is dropped; None leaves the
+    kernel's own queue of 1000 packets, each of which may be a train of 64 KB.
+
     HTB lends what a class does not use of its rate. Unless `lends_idle`, whoever runs the lab
     takes it off the root's rate meanwhile, so that nobody gets it.
     """
@@ -61,6 +64,7 @@ class Shape:
     classes: tuple[TrafficClass, ...] = ()
     default: int = 1
     lends_idle: bool = True
+    queue_bytes: int | None = None
 
     @property
     def key(self) -> str:

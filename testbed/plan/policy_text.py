@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from testbed.plan import stages
 from testbed.plan.policies import Chain, DelayLine, Netem, Offloads, Shape
 from testbed.topology.traffic import SYSTEM_TRAFFIC
-from testbed.units import format_duration, format_rate
+from testbed.units import format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +58,8 @@ def _rates(step: Shape) -> str:
     peak = step.ceil_bytes_per_s
     if peak is not None and peak != step.htb_rate_bytes_per_s:
         told += f", peak {format_rate(peak * 8)}"
-    return f"{format_rate(step.rate_bps)} ({told}, burst {step.burst_bytes} B)"
+    queue = "" if step.queue_bytes is None else f", queue {format_size(step.queue_bytes)}"
+    return f"{format_rate(step.rate_bps)} ({told}, burst {step.burst_bytes} B{queue})"
 
 
 def _classes(step: Shape) -> str:

@@ -48,8 +48,25 @@ def port_shape(netns: str, dev: str, mtu: int, shaping: TrafficShaping, wire: st
     """
     return Shape(
         netns, dev, shaping.average_bps, mtu, shaping.average_bps // 8, shaping.burst_bytes, wire,
-        ceil_bytes_per_s=shaping.peak_bps // 8,
+        ceil_bytes_per_s=shaping.peak_bps // 8, queue_bytes=queue_bytes(0, mtu, RING_FRAMES, 0),
     )  # fmt: skip
+
+
+RING_FRAMES = 1000
+"""A NIC's ring, and the queue of a switch's port, unless the file says otherwise."""
+
+
+def queue_bytes(rate_bps: int, mtu: int, frames: int | None, longest_rtt_ns: int) -> int:
+    """How much may wait to be sent by a link's end.
+
+    Unless a number of frames is given: 1000 full ones, and the bandwidth-delay product of the
+    lab's longest path, as a network of that length is built with, or TCP could not fill it. The
+    kernel's own queue is 1000 packets of up to 64 KB each: at 1 Gb/s half a second.
+    """
+    full = mtu + ETHERNET_HEADER_BYTES
+    if frames is not None:
+        return frames * full
+    return RING_FRAMES * full + rate_bps * longest_rtt_ns // (8 * 10**9)
 
 
 _FASTEST_BPS = 10**11

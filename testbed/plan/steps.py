@@ -73,8 +73,7 @@ class End:
 
     As a bridge port, one that is `isolated` exchanges no frames with other such ports, one
     without `learning` teaches the bridge no addresses, and one without `flooding` gets no
-    unicast frames for unknown addresses. `queue_frames` is how many frames may wait to be
-    sent, in each of its HTB classes too; None leaves the kernel's own 1000.
+    unicast frames for unknown addresses.
     """
 
     netns: str
@@ -88,7 +87,6 @@ class End:
     isolated: bool = False
     learning: bool = True
     flooding: bool = True
-    queue_frames: int | None = None
 
     @property
     def key(self) -> str:

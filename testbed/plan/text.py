@@ -63,7 +63,6 @@ def _settings(end: End) -> str:
             ("isolated", end.isolated),
             ("without learning", not end.learning),
             ("without flooding", not end.flooding),
-            (f"queue {end.queue_frames} frames", end.queue_frames is not None),
         )
         if applies
     ]

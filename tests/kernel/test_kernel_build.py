@@ -131,7 +131,6 @@ FOUND_BY_READBACK = {
     "forward delay": "ip -n tb-k2.tor link set tor type bridge forward_delay 200",
     "bridge port vmnic0: wanted PortSettings(isolated=False, learning=True": "bridge -n "
     "tb-k2.esx01 link set dev vmnic0 learning off",
-    "queue of vmk1 in frames: wanted 1000": "ip -n tb-k2.esx01 link set vmk1 txqueuelen 50",
     "state of lo": "ip -n tb-k2.esx02 link set lo down",
     "10.0.0.1/24": "ip -n tb-k2.esx01 address delete 10.0.0.1/24 dev vmk1",
     "fd00::2/64": "ip -n tb-k2.esx02 address delete fd00::2/64 dev vmk1",

@@ -33,9 +33,7 @@ LINK = 123_000_000
 
 def base():
     """A host with a virtual switch, an uplink, a vmk and a VM whose port is closed."""
-    uplink = End(
-        HOST, "vmnic0", 1500, "", None, "sw", isolated=True, learning=False, queue_frames=500
-    )
+    uplink = End(HOST, "vmnic0", 1500, "", None, "sw", isolated=True, learning=False)
     port = {"master": "sw", "flooding": False}
     return [
         Netns(TOR, "tor", "switch", (NO_IPV6,)),
@@ -60,7 +58,10 @@ def policies():
     )
     uplink, vmk, vm = f"link {HOST}/vmnic0", f"link {HOST}/vmk", f"link {VM}/eth0"
     return [
-        Shape(HOST, "vmnic0", 10**9, 1500, LINK, 65536, uplink, None, classes, 0x11),
+        Shape(
+            HOST, "vmnic0", 10**9, 1500, LINK, 65536, uplink, None, classes, 0x11,
+            queue_bytes=757_000,
+        ),
         Shape(HOST, "vmk-port", 10**9, 1500, LINK // 4, 10**6, vmk, LINK),
         Offloads(HOST, "vmnic0", uplink, segmentation=False),
         Chain(HOST, "vmnic0", uplink, (Arrive(1, True),), (Leave(1), Queue()), "sw"),
@@ -118,9 +119,9 @@ def test_a_lab_with_all_kinds_of_steps_is_built_and_read_back():
         assert "learning on" in closed
         assert " flood off" in closed
         assert "isolated off" in closed
-        assert "qlen 500" in run("ip", "-n", HOST, "link", "show", "vmnic0")
-        leaves = run("tc", "-n", HOST, "qdisc", "show", "dev", "vmnic0", "invisible")
-        assert "parent 1:10 limit 500p" in leaves
+        leaves = run("tc", "-n", HOST, "qdisc", "show", "dev", "vmnic0")
+        for leaf in ("1:10", "2:8000"):
+            assert f"parent {leaf} limit 757000b" in leaves
         assert "htb 2: parent 1:11" in leaves
 
 
@@ -163,7 +164,8 @@ FOUND = {
     "isolated=True, learning=False, flooding=True), the kernel has PortSettings(isolated=False":
         f"bridge -n {HOST} link set dev vmnic0 isolated off",
     "flooding=False), the kernel has": f"bridge -n {HOST} link set dev vm flood on",
-    "queue of vmnic0 in frames: wanted 500": f"ip -n {HOST} link set vmnic0 txqueuelen 1000",
+    "queue of class 1:10 in bytes: wanted 757000":
+        f"tc -n {HOST} qdisc change dev vmnic0 parent 1:10 bfifo limit 1000000",
     "ageing in 1/100 s of sw": f"ip -n {HOST} link set sw type bridge ageing_time 30000",
     "rate in bytes/s of class 1:10": f"tc -n {HOST} class change dev vmnic0 parent 1:1 "
         "classid 1:10 htb rate 1mbit ceil 2mbit",

@@ -112,9 +112,7 @@ def test_policies_are_altered_on_the_running_link() -> None:
     assert kinds == ["chain", "offloads", "netem", "delay_line"]
 
 
-@pytest.mark.parametrize(
-    "setting", [{"isolated": True}, {"learning": False}, {"flooding": False}, {"queue_frames": 9}]
-)
+@pytest.mark.parametrize("setting", [{"isolated": True}, {"learning": False}, {"flooding": False}])
 def test_a_ports_settings_make_another_wire(setting: dict[str, Any]) -> None:
     old = small_plan()
     steps = [

@@ -51,10 +51,10 @@ SHAPE = ("n", "vmnic0", 10**9, 1500, 125 * 10**6, 62500, "")
         (
             Veth(
                 End("n", "vmnic0", 9000, "", None, "sw", isolated=True, learning=False),
-                End("m", "p", 9000, "", flooding=False, queue_frames=512),
+                End("m", "p", 9000, "", flooding=False),
             ),
             ("veth vmnic0 in n <-> p in m, MTU 9000/9000; vmnic0 isolated, without learning;"
-            " p without flooding, queue 512 frames"),
+            " p without flooding"),
         ),
     ],
     ids=lambda value: getattr(value, "kind", ""),
