@@ -71,7 +71,7 @@ def _set_link_or_route(
             sent = [(step.netns, routing.route(step, index, replace=True))]
         case Netns():
             channels.step_into(step.name)
-            for name, value in step.sysctls:
+            for name, value in sysctl.applicable(step.sysctls):
                 sysctl.write(name, value, step.name)
         case Address() | Rule():
             pass  # their keys say all there is

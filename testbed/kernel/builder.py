@@ -143,7 +143,7 @@ class _Work:
             netns.create(step.name)
             self.made.append(step)
             self._channels.adopt(step.name)
-            for name, value in step.sysctls:
+            for name, value in sysctl.applicable(step.sysctls):
                 sysctl.write(name, value, step.name)
             self._send(iter([(step.name, _Message(messages.set_up(1), step))]))
 

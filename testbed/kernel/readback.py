@@ -256,7 +256,7 @@ def _compare_files(channels: Channels, steps: Sequence[KernelStep]) -> None:
     for where, wanted in _by_netns(steps).items():
         channels.step_into(where)
         for step in wanted.netns:
-            sysctl.check(step.sysctls, where)
+            sysctl.check(sysctl.applicable(step.sysctls), where)
         sysctl.check(_device_sysctls(wanted), where)
         ends += [end for _, end in wanted.links if isinstance(end, End)]
     sysctl.check_receiving(ends)

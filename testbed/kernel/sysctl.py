@@ -26,6 +26,18 @@ def same_mask(a: str, b: str) -> bool:
     return int(a.replace(",", "") or "0", 16) == int(b.replace(",", "") or "0", 16)
 
 
+def applicable(settings: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of a namespace's settings that this kernel has a file for.
+
+    Only br_netfilter's may lack: without it a bridge passes nothing to iptables anyway.
+    """
+    return [
+        (name, value)
+        for name, value in settings
+        if not name.startswith("net/bridge/") or os.access(_PROC_SYS + name, os.F_OK)
+    ]
+
+
 def write(name: str, value: str, where: str) -> None:
     """Set a sysctl (`net/ipv4/ip_forward`) of the namespace that the calling thread is in.
 
