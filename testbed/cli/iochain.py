@@ -91,5 +91,6 @@ def _show_way(console: Console, way: WayRow) -> None:
     for stage in way.stages:
         dropped = f"{stage.drops:,}" + (" (copies)" if stage.filters and stage.drops else "")
         table.add_row(stage.kind, stage.text, ", ".join(stage.functions) or "-", dropped)
-    table.add_row("passed", f"{way.packets:,} packets, {format_size(way.bytes)}", "", "")
+    passed = f"{way.packets:,} packets, {format_size(way.bytes)}" if way.counted else "not counted"
+    table.add_row("passed", passed, "", "")
     console.print(table)

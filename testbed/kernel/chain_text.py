@@ -39,9 +39,13 @@ class StageRow:
 
 @dataclass(frozen=True, slots=True)
 class WayRow:
-    """One direction of a chain: what passed it, after its stages."""
+    """One direction of a chain: what passed it, after its stages.
+
+    A direction without a program isn't `counted`: frames just pass.
+    """
 
     way: str
+    counted: bool
     packets: int
     bytes: int
     stages: tuple[StageRow, ...]
@@ -66,7 +70,8 @@ def _way(step: Chain, direction: int, counters: ChainCounters) -> WayRow:
         )
         for stage in iochain.stages_of(step, direction)
     )
-    return WayRow(WAYS[direction], counted.packets, counted.bytes, rows)
+    has = direction in iochain.directions_of(step)
+    return WayRow(WAYS[direction], has, counted.packets, counted.bytes, rows)
 
 
 def list_program(step: Chain, direction: int) -> list[str]:

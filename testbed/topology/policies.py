@@ -149,10 +149,12 @@ def _type(
     )
 
 
-def bandwidth(given: schema.Bandwidth | None, scale: Fraction) -> policy.Allocation | None:
-    """What a VM's adapter is given."""
+def bandwidth(
+    given: schema.Bandwidth | None, scale: Fraction, *, among_allocations: bool
+) -> policy.Allocation | None:
+    """What a VM's adapter is given; normal shares if only others on its switch say something."""
     if given is None:
-        return None
+        return policy.Allocation(SHARES["normal"]) if among_allocations else None
     return policy.Allocation(
         given.shares or SHARES["normal"],
         scaled(given.reservation, scale) or 0,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from testbed.topology.draft import Draft
-    from testbed.topology.schema import Vm, Workload
+    from testbed.topology.schema import Vm, VmNic, Workload
 
 T = TypeVar("T")
 
@@ -90,6 +90,7 @@ def resolve(draft: Draft, text: str) -> model.Topology:
     macs = _Macs(draft)
     vswitches = _vswitches(draft, scale)
     mtu = {name: _known(switch.mtu) for name, switch in file.switches.items()}
+    divided = _divided(draft)
     return model.Topology(
         name=file.name,
         scale=scale,
@@ -133,7 +134,7 @@ def resolve(draft: Draft, text: str) -> model.Topology:
             for name, store in file.datastores.items()
         ),
         hosts=tuple(_host(draft, name, macs, vswitches) for name in file.hosts),
-        vms=tuple(_vm(draft, name, vm, macs, scale) for name, vm in file.vms.items()),
+        vms=tuple(_vm(draft, name, macs, divided) for name in file.vms),
         text=text,
         file=draft.problems.file,
     )
@@ -202,7 +203,22 @@ def _host(draft: Draft, name: str, macs: _Macs, vswitches: dict[int, model.VSwit
     )
 
 
-def _vm(draft: Draft, name: str, vm: Vm, macs: _Macs, scale: Fraction) -> model.VM:
+def _switch_name(draft: Draft, vm: Vm, nic: VmNic) -> str:
+    return _known(draft.switch_of(_known(vm.host), nic.portgroup)).name
+
+
+def _divided(draft: Draft) -> set[str]:
+    """The switches on which some VM's adapter has an allocation of its own."""
+    return {
+        _switch_name(draft, vm, nic)
+        for vm in draft.file.vms.values()
+        for nic in vm.nics
+        if nic.bandwidth is not None
+    }
+
+
+def _vm(draft: Draft, name: str, macs: _Macs, divided: set[str]) -> model.VM:
+    vm, scale = draft.file.vms[name], _known(draft.file.scale)
     host = _known(vm.host)
     return model.VM(
         name=name,
@@ -219,7 +235,11 @@ def _vm(draft: Draft, name: str, vm: Vm, macs: _Macs, scale: Fraction) -> model.
                 mtu=_known(_known(draft.switch_of(host, nic.portgroup)).mtu),
                 mac=macs.of(name, f"eth{number}"),
                 vlan=nic.vlan,
-                bandwidth=policies.bandwidth(nic.bandwidth, scale),
+                bandwidth=policies.bandwidth(
+                    nic.bandwidth,
+                    scale,
+                    among_allocations=_switch_name(draft, vm, nic) in divided,
+                ),
             )
             for number, nic in enumerate(vm.nics)
         ),

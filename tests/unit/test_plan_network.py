@@ -134,18 +134,19 @@ def test_uplinks_are_isolated_and_teach_nothing_and_local_ports_get_nothing_unkn
     assert (port.isolated, port.learning, port.flooding) == (False, True, False)
 
 
-def test_a_vm_with_a_reservation_has_its_own_class_and_others_the_types(plan: Plan) -> None:
+def test_once_a_vm_has_an_allocation_each_vm_has_a_class_of_its_own(plan: Plan) -> None:
     classify = {
         dev: next(s for s in chain(plan, dev).incoming if isinstance(s, stages.Classify)).minor
         for dev in ("db01-eth0", "sniffer-eth0")
     }
     assert classify == {
         "db01-eth0": vm_minor(0),
-        "sniffer-eth0": type_minor("virtualMachine"),
+        "sniffer-eth0": vm_minor(1),
     }
     shape = plan.by_key()["shape tb.t.esx02/vmnic0"]
     assert isinstance(shape, Shape)
-    assert vm_minor(0) in [one.minor for one in shape.classes if one.major == 2]
+    weights = {one.minor: one.quantum_bytes for one in shape.classes if one.major == 2}
+    assert weights[vm_minor(0)] == 2 * weights[vm_minor(1)], "high and normal shares"
     assert shape.default == type_minor("virtualMachine")
     assert not shape.lends_idle
 
