@@ -38,13 +38,7 @@ hosts:
     vmks:
       vmk1: {portgroup: Untagged, ip: "192.168.10.[11-12]/24"}
       vmk2: {portgroup: Tagged, ip: "192.168.20.[11-12]/24"}
-  esx03:
-    cpu: {cores: 2}
-    memory: 1GiB
-    nics: {vmnic0: {switch: tor-1, uplink: DSwitch/uplink1}}
-    vmks: {vmk1: {portgroup: Untagged, ip: 192.168.10.13/24}}
 """
-"""esx01 and esx03 are on one side of the link, esx02 on the other."""
 
 
 def delays(runs: int | None) -> list[Row]:

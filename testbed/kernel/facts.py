@@ -21,7 +21,7 @@ _ROUTE = struct.Struct("=BBBxB")  # rtmsg: family, dst_len, src_len, tos, table
 _RULE = struct.Struct("=BBBxBxxB")  # fib_rule_hdr: as rtmsg, and action
 _ROUTE_BYTES = 12  # of both
 _LINK = struct.Struct("=BxHi8x")  # ifinfomsg: family, type, index
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _TABLE = 1, 4, 5, 7, 15
 _FRA_SRC, _FRA_PRIORITY = 2, 6
 _IFLA_LINKINFO, _INFO_DATA = 18, 2
@@ -30,11 +30,12 @@ _SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS
 
 
 class AddressFact(NamedTuple):
-    """An address, packed; `link` is an ifindex."""
+    """An address, packed; `link` is an ifindex, `connected` as of the step `Address`."""
 
     link: int
     address: bytes
     prefix: int
+    connected: bool = True
 
 
 class RouteFact(NamedTuple):
@@ -78,7 +79,9 @@ def read_addresses(socket: Socket, family: int) -> set[AddressFact]:
         _, prefix, index = _ADDRESS.unpack_from(data, start)
         values = {kind: data[first:last] for kind, first, last in attributes(data, start + 8, end)}
         address = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b"")
-        found.add(AddressFact(index, address, prefix))
+        flags = int.from_bytes(values.get(_IFA_FLAGS, b""), sys.byteorder)
+        connected = not flags & routing.IFA_F_NOPREFIXROUTE
+        found.add(AddressFact(index, address, prefix, connected))
     return found
 
 

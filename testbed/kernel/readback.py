@@ -207,7 +207,8 @@ def _compare_addresses(socket: Socket, steps: Sequence[Address], links: dict[str
         host, _, prefix = step.address.partition("/")
         packed = routing.packed_ip(host)
         index = _index(step, step.dev, links)
-        wanted = facts.AddressFact(index, packed, int(prefix or len(packed) * 8))
+        length = int(prefix or len(packed) * 8)
+        wanted = facts.AddressFact(index, packed, length, step.connected)
         if wanted not in found:
             others = [fact for fact in found if fact.link == index]
             raise differs(step, "address", step.address, _texts(others) or "none")

@@ -22,6 +22,7 @@ _IFA_F_NODAD = 0x02
 _RTPROT_STATIC, _RTN_UNICAST, _SCOPE_UNIVERSE, _SCOPE_LINK = 4, 1, 0, 253
 _FR_ACT_TO_TBL = 1
 _RULE_PRIORITY = 1000  # without one the kernel takes the same rule twice
+IFA_F_NOPREFIXROUTE = 0x200
 _FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 _BITS = {4: 32, 6: 128}
 
@@ -42,10 +43,13 @@ def family_of(address: str) -> socket.AddressFamily:
 
 
 @functools.cache
-def _address(kind: int, flags: int, family: int) -> Template:
+def _address(kind: int, flags: int, family: int, connected: bool) -> Template:
     slots = Slots()
     address = slots.ip("address", family)
-    attributes = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
+    attributes: list[tuple[str, str | int]] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
+    if not connected:
+        nodad = _IFA_F_NODAD if family == 6 else 0
+        attributes.append(("IFA_FLAGS", IFA_F_NOPREFIXROUTE | nodad))
     fields = {
         "family": _FAMILY[family],
         "flags": _IFA_F_NODAD if family == 6 else 0,
@@ -66,8 +70,11 @@ def address(step: Address, index: int, delete: bool = False) -> bytearray:
     """Add or delete an address."""
     host, _, prefix = step.address.partition("/")
     family = 6 if ":" in host else 4
+    connected = step.connected
     template = (
-        _address(DELADDR, 0, family) if delete else _address(NEWADDR, CREATE | EXCLUSIVE, family)
+        _address(DELADDR, 0, family, connected)
+        if delete
+        else _address(NEWADDR, CREATE | EXCLUSIVE, family, connected)
     )
     length = int(prefix) if prefix else _BITS[family]
     return template.fill(index=index, address=packed_ip(host), prefixlen=length)

@@ -41,7 +41,12 @@ def add_host(network: Network, host: Host, topology: Topology) -> None:
     for uplink in host.uplinks:
         _add_uplink(network, host, uplink, switch_of.get(uplink.name), topology)
     # The kernel's own routes to the networks that the host is in.
-    in_main = {str(address.cidr) for vmk in host.vmks for address in vmk.addresses}
+    in_main = {
+        str(address.cidr)
+        for vmk in host.vmks
+        if vmk.netstack == "default"
+        for address in vmk.addresses
+    }
     for number, vmk in enumerate(host.vmks):
         adapter = network.end(netns, vmk.name, vmk.mtu, mac=vmk.mac)
         switch = host.vswitch_of(vmk.portgroup)
@@ -53,7 +58,10 @@ def add_host(network: Network, host: Host, topology: Topology) -> None:
         minor = type_minor(traffic) if traffic and _has_classes(host, switch) else 0
         plugged = Plugged(vmk.portgroup, vmk.mac, number, traffic, minor)
         wire = add_local_port(network, (adapter, port), switch, plugged)
-        addresses = network.add_addresses(netns, adapter.name, wire.key, vmk.addresses)
+        default = vmk.netstack == "default"
+        addresses = network.add_addresses(
+            netns, adapter.name, wire.key, vmk.addresses, connected=default
+        )
         _add_routes(network, vmk, addresses, in_main)
 
 

@@ -135,10 +135,16 @@ class Network:
         self.steps.append(step)
 
     def add_addresses(
-        self, netns: str, dev: str, wire: str, addresses: Iterable[IPNetwork]
+        self,
+        netns: str,
+        dev: str,
+        wire: str,
+        addresses: Iterable[IPNetwork],
+        *,
+        connected: bool = True,
     ) -> list[Address]:
         """Addresses on a link, which the step `wire` makes."""
-        made = [Address(netns, dev, str(address), wire) for address in addresses]
+        made = [Address(netns, dev, str(address), wire, connected) for address in addresses]
         self.steps += made
         return made
 

@@ -117,13 +117,18 @@ class Veth:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An IPv4 or IPv6 address with its prefix length on a link; IPv6 without DAD."""
+    """An IPv4 or IPv6 address with its prefix length on a link; IPv6 without DAD.
+
+    Unless `connected` the kernel makes no route to its network in the main table, as for a vmk
+    of another TCP/IP stack than the host's default one.
+    """
 
     kind: ClassVar[str] = "address"
     netns: str
     dev: str
     address: str
     wire: str
+    connected: bool = True
 
     @property
     def key(self) -> str:

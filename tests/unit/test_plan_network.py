@@ -14,7 +14,7 @@ from testbed.plan.allocation import type_minor, vm_minor
 from testbed.plan.compile import compile_plan
 from testbed.plan.plan import Plan, from_json, to_json
 from testbed.plan.policies import Chain, Delay, DelayLine, Netem, Shape
-from testbed.plan.steps import End, Route, Veth
+from testbed.plan.steps import Address, End, Route, Veth
 
 FILE = """\
 name: t
@@ -195,6 +195,12 @@ def test_a_vmotion_stack_has_routes_of_its_own_and_none_of_the_hosts(plan: Plan)
         ("10.1.0.0/16", "192.168.20.2", 1001),
         ("default", "192.168.20.1", 1001),
     }
+
+
+def test_the_network_of_another_stack_is_not_the_hosts(plan: Plan) -> None:
+    found = {s.address: s.connected for s in plan.steps if isinstance(s, Address)}
+    assert found["192.168.20.11/24"] is False
+    assert found["192.168.10.50/24"] is True
 
 
 def test_only_a_narrow_port_checks_sizes(topology: topologies.Topology) -> None:
