@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from testbed.kernel.chain_text import WayRow
+    from testbed.kernel.iochain.text import WayRow
     from testbed.lab.port_chain import PortChain
 
 HEADINGS = {"in": "in: from what is plugged in", "out": "out: to what is plugged in"}
@@ -28,7 +28,7 @@ def iochain_command(lab: str, port: str, program: bool, as_json: bool) -> None:
     NODE/PORT is a port (esx01/vmnic0, tor-a/tor-b) or the adapter in it (esx01/vmk1, db01/eth0).
     Packets are counted since the chain was put on; a train of TCP segments as its packets.
     """
-    from testbed.kernel.chain_text import list_program
+    from testbed.kernel.iochain.text import list_program
     from testbed.lab.enter import running_lab
     from testbed.lab.port_chain import port_chain
     from testbed.lab.privilege import require_root

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from testbed.errors import KernelError
-from testbed.kernel import chains, messages, netns, readback, routing, sysctl
+from testbed.kernel import messages, netns, readback, routing, sysctl
 from testbed.kernel.channels import Channels
 from testbed.kernel.fittings import qdiscs
+from testbed.kernel.iochain import attaching as chains
 from testbed.kernel.offloads import set_offloads
 from testbed.kernel.refusals import kernel_error
 from testbed.kernel.reshaping import reshape

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.kernel import messages, netns, readback, routing, sysctl
-from testbed.kernel.chains import attach_all
 from testbed.kernel.channels import Channels
 from testbed.kernel.fittings import Fittings, qdiscs
+from testbed.kernel.iochain.attaching import attach_all
 from testbed.kernel.offloads import set_offloads
 from testbed.kernel.port_closing import close_ports
 from testbed.kernel.refusals import kernel_error

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from testbed.kernel import htb, netem
+from testbed.kernel import htb
+from testbed.kernel.delay import netem
 from testbed.plan.policies import Chain, Netem, Shape
 from testbed.plan.steps import Veth
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import messages, netns
-from testbed.kernel.bpf import Element
-from testbed.kernel.chain_cells import SWITCH_MAP
-from testbed.kernel.chain_ports import open_map
+from testbed.kernel.iochain.bpf import Element
+from testbed.kernel.iochain.cells import SWITCH_MAP
+from testbed.kernel.iochain.ports import open_map
 from testbed.kernel.links import read_links, read_port_states
 from testbed.kernel.netlink import RefusedError, Socket
 

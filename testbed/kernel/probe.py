@@ -16,8 +16,9 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from testbed.errors import KernelError
-from testbed.kernel import bpf, htb, messages, netns, syscalls
-from testbed.kernel.assembler import Register, assemble, compute, leave
+from testbed.kernel import htb, messages, netns, syscalls
+from testbed.kernel.iochain import bpf
+from testbed.kernel.iochain.assembler import Register, assemble, compute, leave
 from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.template import ACK, CREATE, EXCLUSIVE, Template
 from testbed.plan.policies import Shape

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from testbed.kernel import htb, htb_facts, netem
+from testbed.kernel import htb, htb_facts
+from testbed.kernel.delay import netem
 from testbed.kernel.refusals import differs
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import chains, facts, netns, routing, sysctl
+from testbed.kernel import facts, netns, routing, sysctl
 from testbed.kernel.channels import Channels
+from testbed.kernel.iochain import attaching as chains
 from testbed.kernel.links import Link, PortSettings, port_settings, read_links
 from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.offloads import check_offloads

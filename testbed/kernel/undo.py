@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import chains, htb, messages, netns, routing
+from testbed.kernel import htb, messages, netns, routing
 from testbed.kernel.channels import Channels
+from testbed.kernel.iochain import attaching as chains
 from testbed.kernel.offloads import set_offloads
 from testbed.kernel.refusals import kernel_error
 from testbed.plan.policies import Chain, Netem, Offloads, Shape

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from testbed.errors import InputError
 from testbed.kernel import netns
-from testbed.kernel.chain_cells import INCOMING, OUTGOING
-from testbed.kernel.mirror import AFTER, BEFORE, mirror
+from testbed.kernel.iochain.cells import INCOMING, OUTGOING
+from testbed.kernel.iochain.mirror import AFTER, BEFORE, mirror
 from testbed.measure.capture import Tap
 from testbed.plan.policies import Chain
 from testbed.plan.steps import Bridge, Netns, Veth

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import InputError
-from testbed.kernel.chain_ports import counters
-from testbed.kernel.chain_text import describe_chain
+from testbed.kernel.iochain.ports import counters
+from testbed.kernel.iochain.text import describe_chain
 from testbed.kernel.offloads import read_offloads
 from testbed.lab.capture_point import capture_point
 from testbed.lab.switch_ports import switch_ports
@@ -16,7 +16,7 @@ from testbed.plan.steps import Netns, Veth
 from testbed.plan.text import describe
 
 if TYPE_CHECKING:
-    from testbed.kernel.chain_text import WayRow
+    from testbed.kernel.iochain.text import WayRow
     from testbed.lab.journal import Journal
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import netns
-from testbed.kernel.chain_ports import open_cells
 from testbed.kernel.channels import Channels
+from testbed.kernel.iochain.ports import open_cells
 from testbed.kernel.observation import observe
 from testbed.plan.plan import kernel_steps
 from testbed.plan.policies import Shape
@@ -20,8 +20,8 @@ from testbed.report.port_rates import ClassReading, Direction, PortReading
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from testbed.kernel.chain_cells import Cells, ChainCounters
-    from testbed.kernel.chain_cells import Direction as ChainDirection
+    from testbed.kernel.iochain.cells import Cells, ChainCounters
+    from testbed.kernel.iochain.cells import Direction as ChainDirection
     from testbed.kernel.observation import Observation
     from testbed.lab.switch_ports import SwitchPort
     from testbed.plan.plan import Plan

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from testbed.errors import KernelError
 from testbed.kernel import netns
-from testbed.kernel.chain_pins import Pins
+from testbed.kernel.iochain.pins import Pins
 from testbed.kernel.port import ANNOUNCEMENT_GAP_NS, ANNOUNCEMENTS, Announcer
 from testbed.kernel.watch import LinkWatch
 

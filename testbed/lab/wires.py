@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from testbed.errors import LabError
-from testbed.kernel import delay_line
-from testbed.kernel.lateness import DirectionStatistics, verdict
+from testbed.kernel.delay import line as delay_line
+from testbed.kernel.delay.lateness import DirectionStatistics, verdict
 from testbed.kernel.observation import observe
 from testbed.lab.child import Child, checked
 from testbed.lab.client import request

@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from testbed.kernel import builder, chains, netns
+from testbed.kernel import builder, netns
 from testbed.kernel.channels import Channels
+from testbed.kernel.iochain import attaching as chains
 from testbed.kernel.undo import remove
 from testbed.plan.policies import Chain
 from testbed.plan.steps import Bridge, End, KernelStep, Netns, Veth

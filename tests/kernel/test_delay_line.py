@@ -16,9 +16,11 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from testbed.errors import KernelError
-from testbed.kernel import builder, delay_line, delay_rules, netns
-from testbed.kernel.lateness import DirectionStatistics, Lateness, verdict
-from testbed.kernel.nfqueue import Queues
+from testbed.kernel import builder, netns
+from testbed.kernel.delay import line as delay_line
+from testbed.kernel.delay import rules as delay_rules
+from testbed.kernel.delay.lateness import DirectionStatistics, Lateness, verdict
+from testbed.kernel.delay.nfqueue import Queues
 from testbed.kernel.undo import remove
 from testbed.plan.policies import Delay, DelayLine
 from testbed.plan.shaping import shape

@@ -10,7 +10,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
-from testbed.kernel import chain_ports
+from testbed.kernel.iochain import ports as chain_ports
 from testbed.plan.stages import (
     Arrive,
     Carry,

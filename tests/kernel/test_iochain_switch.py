@@ -12,10 +12,13 @@ from dataclasses import replace
 import pytest
 
 from testbed.errors import KernelError
-from testbed.kernel import bpf, builder, chain_ports, chains, htb_facts, netns
-from testbed.kernel.assembler import R0, R6, assemble, compute, leave, load
-from testbed.kernel.chain_cells import Cells
+from testbed.kernel import builder, htb_facts, netns
 from testbed.kernel.channels import Channels
+from testbed.kernel.iochain import attaching as chains
+from testbed.kernel.iochain import bpf
+from testbed.kernel.iochain import ports as chain_ports
+from testbed.kernel.iochain.assembler import R0, R6, assemble, compute, leave, load
+from testbed.kernel.iochain.cells import Cells
 from testbed.kernel.netlink import Socket
 from testbed.kernel.undo import remove
 from testbed.plan.policies import Chain, Shape, TrafficClass

@@ -12,9 +12,10 @@ from dataclasses import replace
 import pytest
 
 from testbed.errors import KernelError
-from testbed.kernel import builder, chain_ports, netns, readback
+from testbed.kernel import builder, netns, readback
 from testbed.kernel.alteration import alter
 from testbed.kernel.htb_change import RunningShape
+from testbed.kernel.iochain import ports as chain_ports
 from testbed.kernel.link_state import set_link_state
 from testbed.kernel.port import PortSwitch
 from testbed.kernel.undo import remove

@@ -16,10 +16,11 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from testbed.errors import KernelError
-from testbed.kernel import chain_filters, chains
-from testbed.kernel.chain_cells import INCOMING, OUTGOING
 from testbed.kernel.channels import Channels
-from testbed.kernel.mirror import AFTER, BEFORE, mirror
+from testbed.kernel.iochain import attaching as chains
+from testbed.kernel.iochain import filters as chain_filters
+from testbed.kernel.iochain.cells import INCOMING, OUTGOING
+from testbed.kernel.iochain.mirror import AFTER, BEFORE, mirror
 from testbed.measure.capture import Captured, CaptureTest, Tap, capture
 from testbed.measure.capture_filter import parse
 from testbed.measure.endpoint import socket_in
@@ -168,7 +169,7 @@ def test_nobody_answers_what_is_only_a_copy(chained: Port) -> None:
 def test_what_a_killed_capture_left_is_taken_away_by_the_next(chained: Port) -> None:
     before = chained.left()
     code = (
-        "import os, sys; from testbed.kernel.mirror import *\n"
+        "import os, sys; from testbed.kernel.iochain.mirror import *\n"
         f"with mirror({chained.netns!r}, 'port', {INCOMING}, {AFTER}):\n"
         "    os.kill(os.getpid(), 9)"
     )

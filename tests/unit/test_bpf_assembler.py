@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.kernel import bpf
-from testbed.kernel.assembler import (
+from testbed.kernel.iochain import bpf
+from testbed.kernel.iochain.assembler import (
     R0,
     R1,
     R2,
@@ -32,7 +32,7 @@ from testbed.kernel.assembler import (
     store,
     to_big_endian,
 )
-from testbed.kernel.disassembler import disassemble
+from testbed.kernel.iochain.disassembler import disassemble
 
 LLVM = [
     (compute(R6, "=", R1), "bf16000000000000", "r6 = r1"),

@@ -11,10 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.kernel import nfqueue
-from testbed.kernel.delay_rules import rules
-from testbed.kernel.delay_schedule import Lead, Schedule
-from testbed.kernel.lateness import DirectionStatistics, Lateness, bounds_ns, bucket_of, verdict
+from testbed.kernel.delay import nfqueue
+from testbed.kernel.delay.lateness import (
+    DirectionStatistics,
+    Lateness,
+    bounds_ns,
+    bucket_of,
+    verdict,
+)
+from testbed.kernel.delay.rules import rules
+from testbed.kernel.delay.schedule import Lead, Schedule
 from testbed.plan.policies import Delay
 
 NS = st.integers(0, 10**10)

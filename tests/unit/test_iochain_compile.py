@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.kernel import chain_text, iochain
-from testbed.kernel.chain_cells import (
+from testbed.kernel.iochain import compiling as iochain
+from testbed.kernel.iochain import text as chain_text
+from testbed.kernel.iochain.cells import (
     INCOMING,
     OUTGOING,
     STAGE_KINDS,
@@ -21,7 +22,7 @@ from testbed.kernel.chain_cells import (
     dropped_at,
     passed_at,
 )
-from testbed.kernel.chain_stages import PORT, SWITCH
+from testbed.kernel.iochain.stages import PORT, SWITCH
 from testbed.plan import stages
 from testbed.plan.policies import Chain
 from testbed.plan.stages import ARRIVED, LOSS_UNIT, MarkRule

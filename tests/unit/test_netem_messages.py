@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.kernel import netem
+from testbed.kernel.delay import netem
 
 MS = 10**6
 DELAYS = st.integers(0, 10**12)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from testbed.kernel import iochain
-from testbed.kernel.chain_cells import DIRECTIONS, INCOMING
-from testbed.kernel.chain_headers import FUNCTIONS
-from testbed.kernel.chain_stages import PORT, SWITCH
-from testbed.kernel.disassembler import disassemble
+from testbed.kernel.iochain import compiling as iochain
+from testbed.kernel.iochain.cells import DIRECTIONS, INCOMING
+from testbed.kernel.iochain.disassembler import disassemble
+from testbed.kernel.iochain.headers import FUNCTIONS
+from testbed.kernel.iochain.stages import PORT, SWITCH
 from testbed.plan.policy_text import describe_stage
 from testbed.plan.stages import Carry, Leave, Mirror, Team, Untag
 
 if TYPE_CHECKING:
-    from testbed.kernel.chain_cells import ChainCounters
+    from testbed.kernel.iochain.cells import ChainCounters
     from testbed.plan.policies import Chain
 
 WAYS = ("in", "out")

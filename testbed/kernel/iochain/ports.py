@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import bpf, messages, netns
-from testbed.kernel.chain_cells import (
+from testbed.kernel import messages, netns
+from testbed.kernel.iochain import bpf
+from testbed.kernel.iochain.cells import (
     ADDRESS_BYTES,
     DIRECTIONS,
     PORT_MAP,
@@ -17,7 +18,7 @@ from testbed.kernel.chain_cells import (
     Cells,
     ChainCounters,
 )
-from testbed.kernel.chain_filters import FilterFact, read_filters
+from testbed.kernel.iochain.filters import FilterFact, read_filters
 from testbed.kernel.links import read_links
 from testbed.kernel.netlink import RefusedError, Socket
 

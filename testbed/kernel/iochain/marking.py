@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING
 
-from testbed.kernel.assembler import (
+from testbed.kernel.iochain.assembler import (
     R0,
     R1,
     R2,
@@ -27,7 +27,7 @@ from testbed.kernel.assembler import (
     store,
     to_big_endian,
 )
-from testbed.kernel.chain_headers import (
+from testbed.kernel.iochain.headers import (
     COS_SHIFT,
     DESTINATION_PORT,
     FRAME,
@@ -57,7 +57,7 @@ from testbed.plan.stages import TRAFFIC_SHIFT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from testbed.kernel.chain_headers import Labels, Scope
+    from testbed.kernel.iochain.headers import Labels, Scope
     from testbed.plan.stages import Marking, MarkRule
 
 _NO_COS, _NO_DSCP = 8, 64  # one above the highest: leave it as it is

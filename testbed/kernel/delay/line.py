@@ -21,10 +21,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import TestbedError
-from testbed.kernel import delay_rules, netns
-from testbed.kernel.delay_schedule import Lead, Schedule
-from testbed.kernel.lateness import DirectionStatistics, Lateness, verdict
-from testbed.kernel.nfqueue import Queues
+from testbed.kernel import netns
+from testbed.kernel.delay import rules as delay_rules
+from testbed.kernel.delay.lateness import DirectionStatistics, Lateness, verdict
+from testbed.kernel.delay.nfqueue import Queues
+from testbed.kernel.delay.schedule import Lead, Schedule
 from testbed.plan.policies import Delay
 
 if TYPE_CHECKING:

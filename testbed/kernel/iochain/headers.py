@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from socket import htons
 from typing import TYPE_CHECKING
 
-from testbed.kernel.assembler import (
+from testbed.kernel.iochain.assembler import (
     R0,
     R1,
     R2,

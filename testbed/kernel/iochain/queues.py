@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from testbed.kernel.assembler import (
+from testbed.kernel.iochain.assembler import (
     R0,
     R1,
     R2,
@@ -20,7 +20,7 @@ from testbed.kernel.assembler import (
     set_wide,
     store,
 )
-from testbed.kernel.chain_headers import (
+from testbed.kernel.iochain.headers import (
     COS_SHIFT,
     FRAME,
     GSO_BYTES,
@@ -40,7 +40,7 @@ from testbed.plan.stages import CLASS_SHIFT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from testbed.kernel.chain_headers import Scope
+    from testbed.kernel.iochain.headers import Scope
     from testbed.plan import stages
 
 MAJOR_1, MAJOR_2, FIRST_OF_MAJOR_2 = 1 << 16, 2 << 16, 0x8000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from testbed.kernel.assembler import (
+from testbed.kernel.iochain.assembler import (
     R0,
     R1,
     R2,
@@ -27,8 +27,8 @@ from testbed.kernel.assembler import (
     set_wide,
     store,
 )
-from testbed.kernel.chain_cells import INCOMING, UPLINK_AT
-from testbed.kernel.chain_headers import (
+from testbed.kernel.iochain.cells import INCOMING, UPLINK_AT
+from testbed.kernel.iochain.headers import (
     CLONE_REDIRECT,
     COS_SHIFT,
     DESTINATION_AT,
@@ -52,7 +52,7 @@ from testbed.plan.stages import ARRIVED, CLASS_SHIFT, TRAFFIC_SHIFT, UPLINK_MASK
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from testbed.kernel.chain_headers import Scope
+    from testbed.kernel.iochain.headers import Scope
     from testbed.plan import stages
 
 PORT, SWITCH = "port map", "switch map"  # no device has a blank in its name

@@ -10,8 +10,10 @@ import functools
 from socket import htons
 from typing import TYPE_CHECKING, Any
 
-from testbed.kernel import chain_marking, chain_queues, chain_stages
-from testbed.kernel.assembler import (
+from testbed.kernel.iochain import marking as chain_marking
+from testbed.kernel.iochain import queues as chain_queues
+from testbed.kernel.iochain import stages as chain_stages
+from testbed.kernel.iochain.assembler import (
     R0,
     R1,
     R2,
@@ -32,8 +34,8 @@ from testbed.kernel.assembler import (
     set_cell,
     store,
 )
-from testbed.kernel.chain_cells import INCOMING, OUTGOING, dropped_at, passed_at
-from testbed.kernel.chain_headers import (
+from testbed.kernel.iochain.cells import INCOMING, OUTGOING, dropped_at, passed_at
+from testbed.kernel.iochain.headers import (
     FRAME,
     FUNCTIONS,
     GSO_SEGMENTS,
@@ -44,7 +46,7 @@ from testbed.kernel.chain_headers import (
     Labels,
     Scope,
 )
-from testbed.kernel.chain_stages import PORT
+from testbed.kernel.iochain.stages import PORT
 from testbed.kernel.messages import packed_mac
 from testbed.plan import stages
 from testbed.plan.stages import Classify, ForgedTransmits, MacChanges, Mirror, Team

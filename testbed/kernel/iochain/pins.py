@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import netns
-from testbed.kernel.chain_ports import open_cells
+from testbed.kernel.iochain.ports import open_cells
 from testbed.kernel.links import read_links
 from testbed.kernel.netlink import RefusedError, Socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from testbed.kernel.chain_cells import Cells
+    from testbed.kernel.iochain.cells import Cells
 
 
 class Pins:

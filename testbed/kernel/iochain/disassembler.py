@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from testbed.kernel.assembler import (
+from testbed.kernel.iochain.assembler import (
     ATOMIC,
     COMPARISONS,
     INSTRUCTION_BYTES,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from testbed.errors import KernelError
-from testbed.kernel import bpf
+from testbed.kernel.iochain import bpf
 from testbed.plan.stages import UPLINK_MASK, Stage
 
 if TYPE_CHECKING:

@@ -7,17 +7,20 @@ import os
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import bpf, chain_filters, iochain, messages
-from testbed.kernel.chain_cells import (
+from testbed.kernel import messages
+from testbed.kernel.iochain import bpf
+from testbed.kernel.iochain import compiling as iochain
+from testbed.kernel.iochain import filters as chain_filters
+from testbed.kernel.iochain.cells import (
     DIRECTIONS,
     INCOMING,
     PORT_MAP,
     SWITCH_MAP,
 )
-from testbed.kernel.chain_loading import Loading, mirror_indexes, target_of
-from testbed.kernel.chain_ports import Attached, attached, open_map
-from testbed.kernel.chain_stages import PORT, SWITCH
-from testbed.kernel.iochain import PROGRAM_NAMES, directions_of
+from testbed.kernel.iochain.compiling import PROGRAM_NAMES, directions_of
+from testbed.kernel.iochain.loading import Loading, mirror_indexes, target_of
+from testbed.kernel.iochain.ports import Attached, attached, open_map
+from testbed.kernel.iochain.stages import PORT, SWITCH
 from testbed.kernel.netlink import RefusedError
 from testbed.kernel.refusals import describe, kernel_error
 

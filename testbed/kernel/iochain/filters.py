@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from testbed.kernel.chain_cells import INCOMING, OUTGOING
 from testbed.kernel.htb import DELQDISC, NEWQDISC
+from testbed.kernel.iochain.cells import INCOMING, OUTGOING
 from testbed.kernel.netlink import attributes
 from testbed.kernel.template import ACK, CREATE, DUMP, EXCLUSIVE, Slots, Template
 

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
-from testbed.kernel import bpf, chain_filters, iochain, messages
-from testbed.kernel.chain_cells import (
+from testbed.kernel import messages
+from testbed.kernel.iochain import bpf
+from testbed.kernel.iochain import compiling as iochain
+from testbed.kernel.iochain import filters as chain_filters
+from testbed.kernel.iochain.cells import (
     PORT_MAP,
     SWITCH_MAP,
     create_addresses,
     create_cells,
 )
-from testbed.kernel.chain_ports import open_map
-from testbed.kernel.chain_stages import PORT, SWITCH
-from testbed.kernel.iochain import PROGRAM_NAMES, directions_of
+from testbed.kernel.iochain.compiling import PROGRAM_NAMES, directions_of
+from testbed.kernel.iochain.ports import open_map
+from testbed.kernel.iochain.stages import PORT, SWITCH
 from testbed.kernel.links import read_links
 from testbed.kernel.netlink import RefusedError
 from testbed.kernel.refusals import kernel_error
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from testbed.kernel.chain_ports import Attached
     from testbed.kernel.channels import Channels
+    from testbed.kernel.iochain.ports import Attached
     from testbed.plan.policies import Chain
 
 

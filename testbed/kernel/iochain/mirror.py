@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from testbed.errors import KernelError
-from testbed.kernel import bpf, chain_filters, messages, netns, sysctl
-from testbed.kernel.assembler import R0, R2, R3, assemble, call, compute, leave
-from testbed.kernel.chain_cells import DIRECTIONS, INCOMING, OUTGOING
+from testbed.kernel import messages, netns, sysctl
 from testbed.kernel.channels import Channels
+from testbed.kernel.iochain import bpf
+from testbed.kernel.iochain import filters as chain_filters
+from testbed.kernel.iochain.assembler import R0, R2, R3, assemble, call, compute, leave
+from testbed.kernel.iochain.cells import DIRECTIONS, INCOMING, OUTGOING
 from testbed.kernel.links import read_links
 from testbed.kernel.template import ACK, CREATE, EXCLUSIVE, Slots, Template
 from testbed.plan.steps import End, Veth

@@ -1,0 +1,1 @@
+"""Latency of a wire: netem, or the delay line on NFQUEUE."""
