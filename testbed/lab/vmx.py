@@ -143,7 +143,10 @@ class _Vmx:
         guest = self._need_guest()
         with self._plug(message) as plug:
             hooks = source.SourceHooks(
-                cut=plug.close, uncut=plug.open, progress=self._progress, cancelled=self._cancelled
+                cut=plug.close,
+                uncut=plug.open_and_announce,
+                progress=self._progress,
+                cancelled=self._cancelled,
             )
             spec = _migration_spec(message["spec"])
             report = source.migrate(guest, spec, hooks, message["started_ns"])
@@ -161,7 +164,7 @@ class _Vmx:
 
     def _take_back(self, message: Message) -> Message:
         with self._plug(message) as plug:
-            source.take_back(self._need_guest(), source.SourceHooks(uncut=plug.open))
+            source.take_back(self._need_guest(), source.SourceHooks(uncut=plug.open_and_announce))
         return {"event": "running"}
 
     def _receive(self, message: Message) -> Message:

@@ -103,7 +103,7 @@ def test_vmkping_speaks_as_on_esxi() -> None:
     assert lines[0] == "PING esx02/vmk1 (192.168.20.12): 8972 data bytes"
     assert lines[1].startswith("8980 bytes from 192.168.20.12: icmp_seq=0 ttl=64 time=")
     assert "3 packets transmitted, 3 packets received, 0% packet loss" in lines
-    searched = run("vmkping", "esx01", "esx02/vmk1", "-c", "1", "--find-mtu").stdout
+    searched = run("vmkping", "esx01", "esx02/vmk1", "-I", "vmk1", "-c", "1", "--find-mtu").stdout
     assert "unfragmented: 9000 bytes" in searched  # not what the echoes before it have
     failed = run("vmkping", "esx01", "esx02/vmk1", "-S", "vmotion", "-d", "-s", "8973", check=False)
     assert failed.returncode == 1

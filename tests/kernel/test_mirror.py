@@ -195,7 +195,7 @@ def test_a_refusal_leaves_nothing(port: Port, monkeypatch: pytest.MonkeyPatch) -
     with Channels() as channels:
         index = channels.index(port.netns, "port")
         channels.socket(port.netns).request([chain_filters.create_clsact(index)])
-    monkeypatch.setattr("testbed.kernel.mirror._CLONE_REDIRECT", 9999)
+    monkeypatch.setattr("testbed.kernel.iochain.mirror._CLONE_REDIRECT", 9999)
     with (
         pytest.raises(KernelError, match="load program capture"),
         mirror(port.netns, "port", INCOMING, AFTER),
