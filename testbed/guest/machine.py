@@ -20,7 +20,6 @@ from testbed.guest.workload import fill, vcpu_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
@@ -202,12 +201,7 @@ class Guest:
     def __enter__(self) -> Guest:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.power_off()
 
     def _command(self, run: int) -> None:

@@ -13,8 +13,6 @@ from testbed.errors import KernelError
 from testbed.units import format_size
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
 PAGE_BYTES = 4096
@@ -73,12 +71,7 @@ class GuestMemory:
     def __enter__(self) -> GuestMemory:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import resource
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import netns
 from testbed.kernel.links import read_links
 from testbed.kernel.netlink import RefusedError, Socket
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _FIRST_FREE_INDEX = 2  # 1 is lo
 
@@ -37,12 +33,7 @@ class Channels:
         self._closing.enter_context(netns.home())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for socket in self._sockets.values():
             socket.close()
         self._closing.close()

@@ -13,8 +13,6 @@ from testbed.kernel.links import read_links
 from testbed.kernel.netlink import RefusedError, Socket
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from testbed.kernel.htb_facts import ClassFact
     from testbed.plan.policies import Shape
 
@@ -95,10 +93,5 @@ class RunningShape:
     def __enter__(self) -> RunningShape:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

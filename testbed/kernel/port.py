@@ -19,7 +19,6 @@ from testbed.kernel.netlink import RefusedError, Socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 ANNOUNCEMENTS = 5
 ANNOUNCEMENT_GAP_NS = 25 * 10**6  # five over 100 ms: the first may be lost once
@@ -131,12 +130,7 @@ class PortSwitch:
     def __enter__(self) -> PortSwitch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
@@ -203,10 +197,5 @@ class Announcer:
     def __enter__(self) -> Announcer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._socket.close()

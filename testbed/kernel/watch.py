@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import socket as sockets
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import netns
 from testbed.kernel.links import read_links
 from testbed.kernel.netlink import RefusedError, Socket
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _RTMGRP_LINK = 1
 _EVENT_BYTES = 1 << 16
@@ -92,10 +88,5 @@ class LinkWatch:
     def __enter__(self) -> LinkWatch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

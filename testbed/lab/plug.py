@@ -9,7 +9,6 @@ from testbed.kernel.port import Announcer, PortSwitch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 
 class Plug:
@@ -63,10 +62,5 @@ class Plug:
     def __enter__(self) -> Plug:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._undo.close()

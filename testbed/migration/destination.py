@@ -30,7 +30,6 @@ from testbed.migration.wire import (
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from types import TracebackType
 
     from testbed.guest.tracking import TrackingName
     from testbed.migration.specification import MigrationSpec
@@ -100,12 +99,7 @@ class Destination:
     def __enter__(self) -> Destination:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def receive(self, hooks: DestinationHooks | None = None) -> Arrival:

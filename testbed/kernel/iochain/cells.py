@@ -5,14 +5,11 @@ from __future__ import annotations
 import mmap
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from testbed.errors import KernelError
 from testbed.kernel.iochain import bpf
 from testbed.plan.stages import UPLINK_MASK, Stage
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 PORT_MAP, SWITCH_MAP = "iochain_port", "iochain_switch"
 INCOMING, OUTGOING = 0, 1
@@ -123,12 +120,7 @@ class Cells:
     def __enter__(self) -> Cells:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

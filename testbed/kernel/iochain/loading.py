@@ -29,7 +29,6 @@ from testbed.plan.stages import Mirror
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
 
     from testbed.kernel.channels import Channels
     from testbed.kernel.iochain.ports import Attached
@@ -75,12 +74,7 @@ class Loading:
     def __enter__(self) -> Loading:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.close()
 
     def add(self, step: Chain, have: Mapping[int, Attached], listed: bool) -> None:

@@ -24,7 +24,6 @@ from testbed.kernel.netlink import RefusedError, Socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +142,7 @@ class Addresses:
     def __enter__(self) -> Addresses:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
