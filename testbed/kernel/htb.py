@@ -58,11 +58,10 @@ class HtbQdisc:
 
 @dataclass(frozen=True, slots=True)
 class HtbClass:
-    """A class as HTB is told it; a `parent` of 0 is the qdisc itself."""
+    """A class as HTB is told it: its qdisc's root, or one right below that."""
 
     major: int
     minor: int
-    parent: int
     rate_bytes_per_s: int
     ceil_bytes_per_s: int
     burst_bytes: int
@@ -75,14 +74,19 @@ class HtbClass:
         return self.major << 16 | self.minor
 
     @property
+    def is_root(self) -> bool:
+        """Whether all others of its qdisc are below it."""
+        return self.minor == ROOT_MINOR
+
+    @property
     def parent_handle(self) -> int:
         """The number of the class or qdisc above it."""
-        return self.major << 16 | self.parent
+        return self.major << 16 | (0 if self.is_root else ROOT_MINOR)
 
     @property
     def is_inner_root(self) -> bool:
         """Whether it is the second qdisc's root, which limits nothing."""
-        return self.major > 1 and self.minor == ROOT_MINOR
+        return self.major > 1 and self.is_root
 
     @property
     def burst_ticks(self) -> int:
@@ -99,46 +103,31 @@ def qdiscs_of(step: Shape) -> list[HtbQdisc]:
     """The qdisc of a shape, and the one inside its default class if there are such classes.
 
     A peak above the average holds to within a millisecond, or a full frame of a slow link.
-
-    Raises:
-        ValueError: a class's parent is not one of the shape's classes.
     """
     rate, burst = step.htb_rate_bytes_per_s, step.burst_bytes
     ceil = rate if step.ceil_bytes_per_s is None else step.ceil_bytes_per_s
     cburst = burst if ceil == rate else max(ceil // 1000, step.mtu + ETHERNET_HEADER_BYTES)
-    root = HtbClass(1, ROOT_MINOR, 0, rate, ceil, burst, cburst, QUANTUM_BYTES)
+    root = HtbClass(1, ROOT_MINOR, rate, ceil, burst, cburst, QUANTUM_BYTES)
     outer = [one for one in step.classes if one.major == 1]
-    found = [HtbQdisc(1, TC_ROOT, step.default, (root, *_from_above(outer)))]
+    found = [HtbQdisc(1, TC_ROOT, step.default, (root, *map(_below_root, outer)))]
     inner = [one for one in step.classes if one.major != 1]
     if inner:
         root = replace(root, major=inner[0].major)
-        classes = (root, *_from_above(inner))
+        classes = (root, *map(_below_root, inner))
         found.append(HtbQdisc(root.major, 1 << 16 | step.default, inner[0].minor, classes))
     return found
 
 
 def classes_of(step: Shape) -> list[HtbClass]:
-    """All classes of a shape, each after its parent.
-
-    Raises:
-        ValueError: a class's parent is not one of the shape's classes.
-    """
+    """All classes of a shape, each after the one above it."""
     return [one for qdisc in qdiscs_of(step) for one in qdisc.classes]
 
 
-def _from_above(classes: list[TrafficClass]) -> Iterator[HtbClass]:
-    above, waiting = {ROOT_MINOR}, classes
-    while waiting:
-        ready = [one for one in waiting if one.parent in above]
-        if not ready:
-            raise ValueError(f"HTB class {waiting[0].minor} stands under {waiting[0].parent}")
-        for one in ready:
-            yield HtbClass(
-                one.major, one.minor, one.parent, one.rate_bytes_per_s, one.ceil_bytes_per_s,
-                one.burst_bytes, one.burst_bytes, one.quantum_bytes,
-            )  # fmt: skip
-        above = {one.minor for one in ready}
-        waiting = [one for one in waiting if one.minor not in above]
+def _below_root(one: TrafficClass) -> HtbClass:
+    return HtbClass(
+        one.major, one.minor, one.rate_bytes_per_s, one.ceil_bytes_per_s,
+        one.burst_bytes, one.burst_bytes, one.quantum_bytes,
+    )  # fmt: skip
 
 
 def burst_ticks(burst_bytes: int, rate_bytes_per_s: int) -> int:
@@ -161,9 +150,13 @@ def create(one: HtbQdisc, index: int) -> Iterator[bytearray]:
 def leaves_of(step: Shape) -> list[int]:
     """The handles of the classes that queue: those with neither classes nor a qdisc below."""
     qdiscs = qdiscs_of(step)
-    above = {one.parent_handle for qdisc in qdiscs for one in qdisc.classes}
-    above |= {qdisc.parent for qdisc in qdiscs}
-    return [one.handle for qdisc in qdiscs for one in qdisc.classes if one.handle not in above]
+    above = {qdisc.parent for qdisc in qdiscs}
+    return [
+        one.handle
+        for qdisc in qdiscs
+        for one in qdisc.classes
+        if one.handle not in above and (not one.is_root or len(qdisc.classes) == 1)
+    ]
 
 
 def queues(step: Shape, index: int) -> list[bytearray]:

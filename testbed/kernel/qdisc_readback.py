@@ -83,9 +83,9 @@ def _compare_classes(step: Shape, facts: Sequence[ClassFact]) -> None:
     if wanted != sorted(found):
         names = [", ".join(map(_name, sorted(handles))) for handles in (wanted, found)]
         raise differs(step, f"HTB classes of {step.dev}", names[0], names[1] or "none")
-    inner = {one.parent_handle for one in classes}
     for one in classes:
-        _compare_class(step, one, found[one.handle], is_leaf=one.handle not in inner)
+        is_leaf = not one.is_root or len(step.classes) == 0
+        _compare_class(step, one, found[one.handle], is_leaf=is_leaf)
 
 
 def _compare_class(step: Shape, one: HtbClass, fact: ClassFact, *, is_leaf: bool) -> None:
@@ -95,7 +95,7 @@ def _compare_class(step: Shape, one: HtbClass, fact: ClassFact, *, is_leaf: bool
         rate, ceil = min(one.rate_bytes_per_s, fact.rate), min(one.ceil_bytes_per_s, fact.ceil)
         one = replace(one, rate_bytes_per_s=rate, ceil_bytes_per_s=ceil)
     for what, want, have in (
-        ("parent", one.parent_handle if one.parent else htb.TC_ROOT, fact.parent),
+        ("parent", htb.TC_ROOT if one.is_root else one.parent_handle, fact.parent),
         ("rate in bytes/s", one.rate_bytes_per_s, fact.rate),
         ("ceil in bytes/s", one.ceil_bytes_per_s, fact.ceil),
         ("burst in ticks of 64 ns", one.burst_ticks, fact.burst),

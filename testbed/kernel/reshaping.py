@@ -23,10 +23,10 @@ _LONGEST_DEBT_S = 0.1
 def reshape(socket: Socket, step: Shape, index: int) -> None:
     """Change, add and remove classes in place; what is queued in the others stays.
 
-    Only with another default class, or where a class moves below another one, the qdisc is made
-    anew: HTB can't change those, and what is queued in it is lost. So is a class alone that gets
-    a reservation and had next to none: HTB keeps the time that it owes, which at its old rate is
-    13 s for one train of segments (at 39 kbit/s), and so long it wouldn't have its new rate.
+    Only with another default class the qdisc is made anew: HTB can't change that, and what is
+    queued in it is lost. So is a class alone that gets a reservation and had next to none: HTB
+    keeps the time that it owes, which at its old rate is 13 s for one train of segments (at
+    39 kbit/s), and so long it wouldn't have its new rate.
 
     Args:
         socket: one of the shape's namespace.
@@ -46,21 +46,19 @@ def reshape(socket: Socket, step: Shape, index: int) -> None:
     except (OSError, RefusedError) as error:
         kind, target = describe(step)
         raise KernelError(f"read {kind}", target, str(error)) from error
-    classes = {fact.handle: fact.parent for fact in facts}
     in_debt = {
         fact.handle: fact.rate
         for fact in facts
-        if fact.rate * _LONGEST_DEBT_S < _TRAIN_BYTES
-        and fact.handle not in {*classes.values(), *qdiscs}
+        if fact.rate * _LONGEST_DEBT_S < _TRAIN_BYTES and fact.handle not in qdiscs
     }
     wanted = htb.qdiscs_of(step)
     gone = set(qdiscs) - {one.parent for one in wanted}
     sent = [htb.delete_qdisc(index, parent) for parent in gone]
     anew = False
     for one in wanted:
-        there = {handle: above for handle, above in classes.items() if handle >> 16 == one.major}
+        there = {fact.handle for fact in facts if fact.handle >> 16 == one.major}
         have = qdiscs.get(one.parent)
-        if anew or have is None or have.default != one.default or _moved(one, there):
+        if anew or have is None or have.default != one.default:
             if have is not None and not anew:
                 sent.append(htb.delete_qdisc(index, one.parent))
             sent += htb.create(one, index)
@@ -73,29 +71,20 @@ def reshape(socket: Socket, step: Shape, index: int) -> None:
         raise kernel_error(step, refusal, "alter")
 
 
-def _moved(qdisc: HtbQdisc, there: dict[int, int]) -> bool:
-    above = {one.handle: one.parent_handle if one.parent else htb.TC_ROOT for one in qdisc.classes}
-    return any(above.get(handle, parent) != parent for handle, parent in there.items())
-
-
 def _changes(
-    qdisc: HtbQdisc, there: dict[int, int], in_debt: dict[int, int], index: int
+    qdisc: HtbQdisc, there: set[int], in_debt: dict[int, int], index: int
 ) -> Iterator[bytearray]:
-    """What makes of the classes `there` (handles, with their parents') those of the qdisc.
+    """What makes of the classes `there` (handles) those of the qdisc.
 
     `in_debt` has the rates of leaves that may owe HTB a long time.
     """
     yield from (htb.rate_class(one, index) for one in qdisc.classes if one.handle not in there)
-    going = set(there) - {one.handle for one in qdisc.classes}
-    while going:  # those without a class below them first
-        last = going - {there[handle] for handle in going}
-        yield from (htb.delete_class(handle, index) for handle in sorted(last))
-        going -= last
-    # Changed last: HTB takes a quantum for a leaf only, which one may have become just now.
-    above = {one.parent_handle for one in qdisc.classes}
+    for handle in sorted(there - {one.handle for one in qdisc.classes}):
+        yield htb.delete_class(handle, index)
+    # Changed last: HTB takes a quantum for a leaf only, which the root may have become just now.
     for one in qdisc.classes:
         owed = one.rate_bytes_per_s > in_debt.get(one.handle, one.rate_bytes_per_s)
-        if owed and one.handle not in above:
+        if owed and not one.is_root:
             yield htb.delete_class(one.handle, index)
             yield htb.rate_class(one, index)
         elif one.handle in there:

@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 class TrafficClass:
     """An HTB class below a link's root: what is guaranteed, what is allowed, and its weight.
 
-    `minor` is its number, `parent` the minor of the class above it (1: the root). A class that
-    others name as their parent has no queue of its own. Rates are HTB's own. `major` 2 is a
-    second HTB qdisc (its root as fast as the link) inside the class `default` of the first: it
-    divides that class's part without changing it. A priority of major 2 means nothing to the
-    first qdisc, so the frame comes to `default`.
+    `minor` is its number. Rates are HTB's own. `major` 2 is a second HTB qdisc (its root as fast
+    as the link) inside the class `default` of the first: it divides that class's part without
+    changing it. A priority of major 2 means nothing to the first qdisc, so the frame comes to
+    `default`.
     """
 
     minor: int
@@ -29,7 +28,6 @@ class TrafficClass:
     ceil_bytes_per_s: int
     quantum_bytes: int
     burst_bytes: int
-    parent: int = 1
     major: int = 1
 
 
