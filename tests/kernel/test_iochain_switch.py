@@ -207,7 +207,7 @@ def test_an_address_that_has_left_is_let_in_from_outside():
 
 # ---------------------------------------------------------------- loss
 
-FRAMES = 20_000
+FRAMES = 40_000
 
 
 def check_loss(probability: float, made) -> None:
