@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +14,7 @@ from testbed.lab.link_change import LinkChange, changed, changed_links, find, wi
 from testbed.lab.planning import plan_here
 from testbed.plan.difference import difference
 from testbed.plan.names import netns_name
+from testbed.plan.physical import wire_node
 from testbed.plan.plan import Plan
 from testbed.plan.steps import Veth
 from testbed.plan.text import describe, describe_undo
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
+    from testbed.plan.steps import Step
 
 Links: TypeAlias = "tuple[dict[str, Any], ...]"
 
@@ -108,18 +109,33 @@ def link_ports(estate: Estate, ends: tuple[str, str]) -> list[tuple[str, str]]:
             for step in estate.journal.plan.steps
             if isinstance(step, Veth) and f"{step.a.netns}/{step.a.name}" in wanted
         ]
-    places = {netns_name(estate.topology.name, end) for end in found.ends}
+    lab = estate.topology.name
+    places = {netns_name(lab, end) for end in found.ends}
+    wire = netns_name(lab, wire_node(*found.ends))
     return [
         (step.a.netns, step.a.name)
         for step in estate.journal.plan.steps
-        if isinstance(step, Veth) and _is_between(step, places, found.ends)
+        if isinstance(step, Veth)
+        and (step.a.netns == wire or {step.a.netns, step.b.netns} == places)
     ]
 
 
-def _is_between(step: Veth, places: set[str], ends: tuple[str, str]) -> bool:
-    plain = {step.a.netns, step.b.netns} == places
-    wire = step.a.netns.endswith("." + "+".join(ends))
-    return plain or wire
+async def _alter_back(
+    estate: Estate, back: tuple[tuple[Step, Step], ...], error: BaseException
+) -> None:
+    """Undo what has been altered of a change that failed.
+
+    Raises:
+        LabError: it could not be undone; what stands is said.
+    """
+    try:
+        await alter_steps(estate, back)
+    except TestbedError as worse:
+        lab = estate.directory.name
+        raise LabError(
+            f"the change failed ({error}) and could not be undone ({worse}): the link is partly"
+            f" changed; 'testbed apply {estate.journal.topology_file}' or 'testbed down {lab}'"
+        ) from error
 
 
 async def _described(
@@ -158,9 +174,8 @@ async def _describe_anew(
             estate.reservations.leave(before for before, _ in planned.alter)
             try:
                 await alter_steps(estate, planned.alter)
-            except BaseException:
-                with suppress(TestbedError):
-                    await alter_steps(estate, back)
+            except BaseException as error:
+                await _alter_back(estate, back, error)
                 estate.reservations.follow(estate.journal.plan)
                 raise
             # A migration may be under way, and have gone on while a delay line answered: only

@@ -69,13 +69,13 @@ def nioc() -> Iterator[Net]:
 
 
 def measured(net: Net, flows: Iterable[Flow], right: Callable[[list[float]], bool]) -> None:
-    """What each of the flows gets of the link while all run is right, in one of three goes.
+    """What each of the flows gets of the link while all run is right, in one of six goes.
 
     A busy machine now and then takes the CPU from a sender for so long that it can't use its
     part; that it is so each time doesn't happen.
     """
     found = []
-    for _ in range(3):
+    for _ in range(6):
         found.append([bps / LINK for bps in net.together(*flows, duration_s=1)])
         if right(found[-1]):
             return

@@ -198,13 +198,20 @@ class Tap:
         return statistics.median(found), tags
 
 
-def near(measure, want_ns, *, below_ns=150_000, above_ns=150_000):
-    """A busy machine can only be late, so a few tries; too early would be so in each."""
+EARLY_NS = 150_000
+LATE_NS = 10 * EARLY_NS
+
+
+def near(measure, want_ns, *, below_ns=EARLY_NS):
+    """Never early; late by at most ten times what an idle machine shows.
+
+    How near it is on an idle machine is what scripts/bench network judges.
+    """
     found = []
     for _ in range(8):
         found.append(measure())
         assert found[-1] >= want_ns - below_ns
-        if found[-1] <= want_ns + above_ns:
+        if found[-1] <= want_ns + LATE_NS:
             return
     pytest.fail(f"{found}, not {want_ns}")
 
@@ -222,20 +229,19 @@ def test_each_direction_has_its_own_delay_tagged_or_not(ends, version, tag):
 
 
 @pytest.mark.parametrize("rtt_ms", [0.5, 1, 2, 5, 10, 20, 50, 100, 150])
-def test_an_unloaded_round_trip_is_the_delay_to_3_percent(ends, rtt_ms):
+def test_an_unloaded_round_trip_is_the_delay(ends, rtt_ms):
     def round_trip():
         there, back = (tap.one_way_ns(way, ip_frame, 9)[0] for way in (0, 1))
         return there + back
 
-    tolerance_ns = max(0.15 * MS, 0.03 * rtt_ms * MS)
     with serving(round(rtt_ms * MS / 2)), Tap() as tap:
         round_trip()  # the lead is found, and the bridge learns
-        near(round_trip, rtt_ms * MS, below_ns=tolerance_ns, above_ns=tolerance_ns)
+        near(round_trip, rtt_ms * MS, below_ns=2 * EARLY_NS)
 
 
 def test_a_direction_may_have_no_delay(ends):
     with serving(0, 5 * MS), Tap() as tap:
-        near(lambda: tap.one_way_ns(0, ip_frame)[0], 0, above_ns=MS)
+        near(lambda: tap.one_way_ns(0, ip_frame)[0], 0)
         near(lambda: tap.one_way_ns(1, ip_frame)[0], 5 * MS)
 
 

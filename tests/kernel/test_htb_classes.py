@@ -34,7 +34,7 @@ MTU = 1500
 RATE_BPS = 500 * 10**6  # which a busy machine carries, too
 LINK = RATE_BPS // 8 * (MTU + 14) // (MTU + 38)  # what HTB is told
 NEXT_TO_NOTHING = 125_000  # 1 Mb/s
-TRIES = 10
+TRIES = 6
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 
 
