@@ -5,19 +5,43 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from testbed.errors import KernelError
+from testbed.guest.specification import SMALL_PAGE_BYTES
 from testbed.units import format_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PAGE_BYTES = 4096
+PAGE_BYTES = SMALL_PAGE_BYTES
 WORDS_PER_PAGE = PAGE_BYTES // 8
 _MADV_POPULATE_WRITE = 23  # linux/mman.h, since 5.14
+
+
+class Memory(Protocol):
+    """What the guest and its migration need of a memory, whatever holds its pages."""
+
+    size_bytes: int
+    page_count: int
+    address: int
+    fd: int
+    state: memoryview
+    """The leading bytes, which are real memory whatever the backing: the guest's own state."""
+
+    def write(self, pages: NDArray[np.int64], word: int, values: NDArray[np.uint64]) -> None:
+        """Store one word of each of these pages."""
+
+    def read(self, pages: NDArray[np.int64], word: int) -> NDArray[np.uint64]:
+        """That word of each of these pages."""
+
+    def populate(self) -> None:
+        """Fill this process's page tables."""
+
+    def close(self) -> None:
+        """Give the memory back."""
 
 
 class GuestMemory:
@@ -49,11 +73,19 @@ class GuestMemory:
         except OSError as error:
             os.close(self.fd)
             raise _no_memory(name, size_bytes, str(error)) from error
-        self.bytes = memoryview(self._mapping)
+        self.bytes = self.state = memoryview(self._mapping)
         self.words: NDArray[np.uint64] = np.frombuffer(self._mapping, np.uint64).reshape(
             self.page_count, WORDS_PER_PAGE
         )
         self.address = int(self.words.ctypes.data)
+
+    def write(self, pages: NDArray[np.int64], word: int, values: NDArray[np.uint64]) -> None:
+        """Store one word of each of these pages."""
+        self.words[pages, word] = values
+
+    def read(self, pages: NDArray[np.int64], word: int) -> NDArray[np.uint64]:
+        """That word of each of these pages."""
+        return self.words[pages, word]
 
     def populate(self) -> None:
         """Fill this process's page tables (each vCPU process has its own)."""
@@ -64,7 +96,7 @@ class GuestMemory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self.bytes = memoryview(b"")
+            self.bytes = self.state = memoryview(b"")
             self.words = np.empty((0, WORDS_PER_PAGE), np.uint64)
             del self._mapping
 
