@@ -26,7 +26,9 @@ class TaskContext:
     `record` are the 32 words of its state in guest memory (`layout.TASK`): what must survive a
     move is there, or in its pages. `first_page` and `page_count` are this vCPU's part of the
     pages that the workload has for itself. `mark` notes pages as written, after they were: every
-    write of a task passes it. `kick` wakes the VM's NIC process.
+    write of a task passes it. `kick` wakes the VM's NIC process. `wake_fd` is the eventfd on which
+    the vCPU sleeps: whatever adds to it is an interrupt, after which tasks are asked whether
+    something is pending; -1: it has none.
     """
 
     spec: GuestSpec
@@ -39,6 +41,7 @@ class TaskContext:
     key: int
     mark: Callable[[NDArray[np.int64]], None]
     kick: Callable[[], None]
+    wake_fd: int = -1
 
 
 class Task(Protocol):
