@@ -8,7 +8,7 @@ from testbed.errors import KernelError
 from testbed.kernel import messages, netns, readback, routing, sysctl
 from testbed.kernel.channels import Channels
 from testbed.kernel.fittings import qdiscs
-from testbed.kernel.iochain import attaching as chains
+from testbed.kernel.iochain import attaching
 from testbed.kernel.offloads import set_offloads
 from testbed.kernel.refusals import kernel_error
 from testbed.kernel.reshaping import reshape
@@ -44,7 +44,7 @@ def _set(channels: Channels, old: KernelStep, step: KernelStep) -> None:
     match step:
         case Chain():
             assert isinstance(old, Chain)
-            chains.replace(channels, old, step)
+            attaching.replace(channels, old, step)
         case Shape():
             reshape(channels.socket(step.netns), step, channels.index(step.netns, step.dev))
         case Offloads():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from testbed.errors import KernelError
 from testbed.kernel import facts, netns, routing, sysctl
 from testbed.kernel.channels import Channels
-from testbed.kernel.iochain import attaching as chains
+from testbed.kernel.iochain import attaching
 from testbed.kernel.links import Link, PortSettings, port_settings, read_links
 from testbed.kernel.netlink import RefusedError, Socket
 from testbed.kernel.offloads import check_offloads
@@ -105,7 +105,7 @@ def compare(channels: Channels, steps: Sequence[KernelStep]) -> None:
         for offloads in wanted.offloads:
             check_offloads(channels, offloads)
         for chain in wanted.chains:
-            chains.check(channels, chain)
+            attaching.check(channels, chain)
 
 
 def _by_netns(steps: Sequence[KernelStep]) -> dict[str, _Wanted]:

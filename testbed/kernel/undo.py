@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from testbed.errors import KernelError
 from testbed.kernel import htb, messages, netns, routing
 from testbed.kernel.channels import Channels
-from testbed.kernel.iochain import attaching as chains
+from testbed.kernel.iochain import attaching
 from testbed.kernel.offloads import set_offloads
 from testbed.kernel.refusals import kernel_error
 from testbed.plan.policies import Chain, Netem, Offloads, Shape
@@ -105,7 +105,7 @@ def _take_off(channels: Channels, step: Offloads | Chain) -> KernelError | None:
         return None  # its link is gone
     try:
         if isinstance(step, Chain):
-            chains.detach(channels, step)
+            attaching.detach(channels, step)
         else:
             set_offloads(channels, replace(step, segmentation=True, checksum=True))
     except KernelError as error:

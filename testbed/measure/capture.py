@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import InputError, MeasurementError
 from testbed.measure.capture_filter import CaptureFilter
-from testbed.measure.packet_ring import HELD_BACK_MS, LARGEST_FRAME_BYTES, PacketRing
+from testbed.measure.packet_ring import HELD_BACK_MS, LARGEST_FRAME_BYTES, MOST_BYTES, PacketRing
 
 if TYPE_CHECKING:
     import threading
@@ -43,6 +43,8 @@ class Tap:
 class CaptureTest:
     """When to end (None: not by that), how much of a frame to keep, which frames.
 
+    `ring_bytes` is the room for frames that wait to be taken, for each tap and direction.
+
     Raises:
         InputError: a number out of range.
     """
@@ -50,6 +52,7 @@ class CaptureTest:
     count: int | None = None
     duration_ns: int | None = None
     snaplen_bytes: int | None = None
+    ring_bytes: int = MOST_BYTES
     frames: CaptureFilter = field(default_factory=CaptureFilter)
 
     def __post_init__(self) -> None:
@@ -177,7 +180,7 @@ def _open(tap: Tap, test: CaptureTest) -> PacketRing:
     snaplen = max(test.snaplen_bytes or LARGEST_FRAME_BYTES, least)
     outgoing = None if tap.direction is None else tap.direction == "out"
     try:
-        return PacketRing(tap.netns_path, tap.device, outgoing, snaplen)
+        return PacketRing(tap.netns_path, tap.device, outgoing, snaplen, test.ring_bytes)
     except OSError as error:
         raise MeasurementError(
             f"capture on {tap.device} in {tap.netns_path}: {error.strerror}; is it there and up?"

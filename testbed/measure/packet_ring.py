@@ -35,7 +35,9 @@ _STATUS_AT = 8
 _FRAME = struct.Struct("=IIIIIIHHIIH")  # tpacket3_hdr: next, s, ns, kept, length, status, mac, ...
 _TYPE_AT = 58  # sll_pkttype of the sockaddr_ll that follows
 _BLOCK_BYTES = 1 << 20
-_MOST_BLOCKS, _LEAST_BLOCKS = 64, 4
+_LEAST_BLOCKS = 4
+MOST_BYTES = 64 << 20
+"""How large a ring is unless the kernel has not that much: a quarter of a second to make."""
 HELD_BACK_MS = 20
 """How long a block that isn't full may keep its frames."""
 _ADDRESSES_BYTES = 12
@@ -59,6 +61,7 @@ class PacketRing:
         device: its link.
         outgoing: only what it sends (True) or receives (False); None for both.
         snaplen_bytes: how much the kernel keeps of a frame, without its tag.
+        most_bytes: how large the ring may be.
 
     Raises:
         OSError: there is no such device, or no memory.
@@ -66,7 +69,12 @@ class PacketRing:
     """
 
     def __init__(
-        self, netns_path: Path | str, device: str, outgoing: bool | None, snaplen_bytes: int
+        self,
+        netns_path: Path | str,
+        device: str,
+        outgoing: bool | None,
+        snaplen_bytes: int,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         # Protocol 0 hears nothing until it is bound: no frame of another device gets in.
         self._socket = socket_in(netns_path, socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -74,7 +82,7 @@ class PacketRing:
         try:
             self._socket.setblocking(False)
             self._socket.setsockopt(_SOL_PACKET, _VERSION, _TPACKET_V3)
-            self._blocks = self._make_ring()
+            self._blocks = self._make_ring(most_bytes)
             self._memory = mmap.mmap(self._socket.fileno(), self._blocks * _BLOCK_BYTES)
             _attach_filter(self._socket, outgoing, snaplen_bytes)
             self._socket.bind((device, _ETH_P_ALL))
@@ -90,14 +98,14 @@ class PacketRing:
         request = struct.pack("=iHH8x", index, _PROMISCUOUS, 0)
         self._socket.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, request)
 
-    def _make_ring(self) -> int:
-        blocks = _MOST_BLOCKS
+    def _make_ring(self, most_bytes: int) -> int:
+        blocks = max(most_bytes // _BLOCK_BYTES, _LEAST_BLOCKS)
         while True:
             shape = (_BLOCK_BYTES, blocks, 2048, blocks * _BLOCK_BYTES // 2048, HELD_BACK_MS, 0, 0)
             try:
                 self._socket.setsockopt(_SOL_PACKET, _RX_RING, struct.pack("=7I", *shape))
             except OSError:
-                if blocks == _LEAST_BLOCKS:
+                if blocks <= _LEAST_BLOCKS:
                     raise
                 blocks //= 2
             else:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
 
 from testbed import topology as topologies
 from testbed.errors import MeasurementError
@@ -26,7 +25,6 @@ from testbed.lab.down import down
 from testbed.lab.journal import Journal
 from testbed.lab.status import lab_status
 from testbed.lab.up import up
-from testbed.measure import packet_ring
 from testbed.measure.capture import Captured, CaptureTest, Tap, capture
 from testbed.measure.endpoint import Endpoint, socket_in
 from testbed.measure.iperf import measure as iperf
@@ -220,9 +218,9 @@ class Net:
                 Heard(places[one.tap], one.unix_ns, one.direction == "out", one.length, one.data)
             )
 
-        # Rings of 8 MiB, not 64, which take the kernel a quarter of a second each.
-        with mock.patch.object(packet_ring, "_MOST_BLOCKS", 8), ThreadPoolExecutor(1) as pool:
-            test = CaptureTest(snaplen_bytes=128)  # headers, and a test's word
+        # 64 MiB would take the kernel a quarter of a second for each tap.
+        test = CaptureTest(snaplen_bytes=128, ring_bytes=8 << 20)  # headers, and a test's word
+        with ThreadPoolExecutor(1) as pool:
             running = pool.submit(capture, taps, test, keep, stop, ready.set)
             try:
                 while not ready.wait(0.01):

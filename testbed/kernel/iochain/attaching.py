@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import messages
-from testbed.kernel.iochain import bpf
-from testbed.kernel.iochain import compiling as iochain
-from testbed.kernel.iochain import filters as chain_filters
+from testbed.kernel.iochain import bpf, compiling, filters
 from testbed.kernel.iochain.cells import (
     DIRECTIONS,
     INCOMING,
@@ -74,7 +72,7 @@ def replace(channels: Channels, old: Chain, new: Chain) -> None:
             work.add(new, have, new.listed and moved)
         work.attach()
     going = [one for one in have if one not in directions_of(new)]
-    _delete(channels, old, [chain_filters.delete_filter(index, one) for one in going])
+    _delete(channels, old, [filters.delete_filter(index, one) for one in going])
 
 
 def detach(channels: Channels, step: Chain) -> None:
@@ -87,14 +85,14 @@ def detach(channels: Channels, step: Chain) -> None:
     """
     index = channels.index(step.netns, step.dev)
     _unlist(channels, step)
-    _delete(channels, step, [chain_filters.delete_filter(index, one) for one in DIRECTIONS])
+    _delete(channels, step, [filters.delete_filter(index, one) for one in DIRECTIONS])
     socket = channels.socket(step.netns)
     try:
-        left = [chain_filters.read_filters(socket, index, one) for one in DIRECTIONS]
+        left = [filters.read_filters(socket, index, one) for one in DIRECTIONS]
     except (OSError, RefusedError) as error:
         raise KernelError("read the filters of", target_of(step), str(error)) from error
     if not any(left):
-        _delete(channels, step, [chain_filters.delete_clsact(index)])
+        _delete(channels, step, [filters.delete_clsact(index)])
 
 
 def check(channels: Channels, step: Chain) -> None:
@@ -121,14 +119,14 @@ def check(channels: Channels, step: Chain) -> None:
 
 def _compare(channels: Channels, step: Chain, direction: int, have: Attached) -> None:
     values = {**mirror_indexes(channels, step), PORT: 0, SWITCH: 0}  # a tag leaves maps out
-    tags = bpf.tags(iochain.program(step, direction, values))
+    tags = bpf.tags(compiling.program(step, direction, values))
     maps = {PORT_MAP, SWITCH_MAP} if step.switch else {PORT_MAP}
     name = PROGRAM_NAMES[direction]
     wanted = have.program.tag if have.program.tag in tags else tags[0]
     for what, want, value in (
         ("name", name, have.program.name),
         ("direct action", True, have.filter.direct_action),
-        ("protocol", chain_filters.ALL_PROTOCOLS, have.filter.protocol),
+        ("protocol", filters.ALL_PROTOCOLS, have.filter.protocol),
         ("tag", wanted.hex(), have.program.tag.hex()),
         ("maps", sorted(maps), sorted(have.maps)),
     ):

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
 from testbed.kernel import messages
-from testbed.kernel.iochain import bpf
-from testbed.kernel.iochain import compiling as iochain
-from testbed.kernel.iochain import filters as chain_filters
+from testbed.kernel.iochain import bpf, compiling, filters
 from testbed.kernel.iochain.cells import (
     PORT_MAP,
     SWITCH_MAP,
@@ -101,7 +99,7 @@ class Loading:
             fds[SWITCH] = self._switch(step)
         batch = self._messages.setdefault(step.netns, [])
         if not have:
-            made, back = chain_filters.create_clsact(index), chain_filters.delete_clsact(index)
+            made, back = filters.create_clsact(index), filters.delete_clsact(index)
             batch.append(_Message(step, made, back, may_exist=True))
         values = {**mirror_indexes(self._channels, step), **fds}
         for direction in directions_of(step):
@@ -109,15 +107,15 @@ class Loading:
             if step.switch:  # any port's program leads to the set of addresses
                 bpf.bind_map(program, fds[SWITCH])
             name, replaces = PROGRAM_NAMES[direction], direction in have
-            data = chain_filters.set_filter(index, direction, name, program, replaces)
-            undo = None if replaces else chain_filters.delete_filter(index, direction)
+            data = filters.set_filter(index, direction, name, program, replaces)
+            undo = None if replaces else filters.delete_filter(index, direction)
             batch.append(_Message(step, data, undo))
         if listed and step.switch and step.address is not None:
             element = bpf.Element(fds[SWITCH], messages.packed_mac(step.address))
             self._listings.append((step, element))
 
     def _program(self, step: Chain, direction: int, values: Mapping[str, int]) -> int:
-        code = iochain.program(step, direction, values)
+        code = compiling.program(step, direction, values)
         fd = bpf.load_program(PROGRAM_NAMES[direction], code, target_of(step))
         self._closing.callback(os.close, fd)
         return fd

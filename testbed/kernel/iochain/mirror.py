@@ -20,8 +20,7 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 from testbed.errors import KernelError
 from testbed.kernel import messages, netns, sysctl
 from testbed.kernel.channels import Channels
-from testbed.kernel.iochain import bpf
-from testbed.kernel.iochain import filters as chain_filters
+from testbed.kernel.iochain import bpf, filters
 from testbed.kernel.iochain.assembler import R0, R2, R3, assemble, call, compute, leave
 from testbed.kernel.iochain.cells import DIRECTIONS, INCOMING, OUTGOING
 from testbed.kernel.links import read_links
@@ -31,7 +30,7 @@ from testbed.plan.steps import End, Veth
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-BEFORE, AFTER = chain_filters.PREFERENCE - 50, chain_filters.PREFERENCE + 50
+BEFORE, AFTER = filters.PREFERENCE - 50, filters.PREFERENCE + 50
 _NEWTFILTER, _DELTFILTER = 44, 45
 _PARENTS = {INCOMING: 0xFFFFFFF2, OUTGOING: 0xFFFFFFF3}
 _ETH_P_ALL = 3
@@ -82,7 +81,7 @@ class _Mirror:
             channels.forget(self.where)  # what it knows of the links
             copies = self._make_device(channels)
             index = channels.index(self.where, self.dev)
-            clsact = chain_filters.create_clsact(index)
+            clsact = filters.create_clsact(index)
             if channels.socket(self.where).request([clsact]) is None:  # or else it has one
                 self._undo.append(lambda again: self._remove_clsact(again, index))
             copy = [
@@ -123,7 +122,7 @@ class _Mirror:
             if os.access(f"/proc/sys/{setting}", os.F_OK):
                 sysctl.write(setting, "1", self.where)
         self._request(channels, messages.configure(index, _MTU, alias=alias))
-        self._request(channels, chain_filters.create_clsact(other))
+        self._request(channels, filters.create_clsact(other))
         drop = assemble([compute(R0, "=", _DROP), leave()]).data
         self._attach(channels, drop, **_place(other, INCOMING, BEFORE, 1))
         self._request(channels, messages.configure(other, _MTU, alias=alias))
@@ -157,8 +156,8 @@ class _Mirror:
         if self.where not in netns.names():
             return
         socket = channels.socket(self.where)
-        if not any(chain_filters.read_filters(socket, index, one) for one in DIRECTIONS):
-            socket.request([chain_filters.delete_clsact(index)])
+        if not any(filters.read_filters(socket, index, one) for one in DIRECTIONS):
+            socket.request([filters.delete_clsact(index)])
 
     def _remove_stale(self, channels: Channels) -> None:
         """What captures that were killed have left: their devices, and filters at this port."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from testbed.kernel.iochain import compiling as iochain
+from testbed.kernel.iochain import compiling
 from testbed.kernel.iochain.cells import DIRECTIONS, INCOMING
 from testbed.kernel.iochain.disassembler import disassemble
 from testbed.kernel.iochain.headers import FUNCTIONS
@@ -64,18 +64,18 @@ def _way(step: Chain, direction: int, counters: ChainCounters) -> WayRow:
             way=WAYS[direction],
             kind=stage.kind,
             text=describe_stage(stage),
-            functions=iochain.functions_of(stage, direction),
+            functions=compiling.functions_of(stage, direction),
             drops=counted.drops.get(stage.kind, 0),
             filters=direction != INCOMING and isinstance(stage, Team | Leave | Untag | Carry),
         )
-        for stage in iochain.stages_of(step, direction)
+        for stage in compiling.stages_of(step, direction)
     )
-    has = direction in iochain.directions_of(step)
+    has = direction in compiling.directions_of(step)
     return WayRow(WAYS[direction], has, counted.packets, counted.bytes, rows)
 
 
 def list_program(step: Chain, direction: int) -> list[str]:
     """The instructions of one direction as text; descriptors and ifindexes read 0."""
-    mirrors = (one for one in iochain.stages_of(step, direction) if isinstance(one, Mirror))
+    mirrors = (one for one in compiling.stages_of(step, direction) if isinstance(one, Mirror))
     values = {PORT: 0, SWITCH: 0, **{one.dev: 0 for one in mirrors}}
-    return disassemble(iochain.program(step, direction, values), FUNCTIONS)
+    return disassemble(compiling.program(step, direction, values), FUNCTIONS)
