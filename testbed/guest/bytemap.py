@@ -12,7 +12,8 @@ write is marked.
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -20,9 +21,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def make_bytemap(page_count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """Shared with the processes that the caller forks, outside guest memory, never copied."""
-    return np.frombuffer(mmap.mmap(-1, page_count), np.uint8)
+Bytemap: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+def make_bytemap(page_count: int) -> tuple[int, Bytemap]:
+    """A new map, of no page: its memfd, which is the caller's to close, and its bytes.
+
+    It is shared with the processes that the caller forks and with those that get the memfd,
+    outside guest memory, and never copied. It is freed with the last view of it.
+    """
+    fd = os.memfd_create("written", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, page_count)
+        return fd, map_bytemap(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def map_bytemap(fd: int) -> Bytemap:
+    """The bytes of a map whose memfd another process has handed over."""
+    return np.frombuffer(mmap.mmap(fd, 0), np.uint8)
 
 
 class BytemapTracker:
@@ -30,7 +49,7 @@ class BytemapTracker:
 
     name = "bytemap"
 
-    def __init__(self, written: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+    def __init__(self, written: Bytemap) -> None:
         self._written = written
         self._seen = np.empty_like(written)
 
