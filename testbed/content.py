@@ -5,10 +5,16 @@ So whoever receives them checks every byte without having been sent anything bes
 
 from __future__ import annotations
 
+import struct
 from hashlib import blake2b
 
 import numpy as np
 
+PART_NS = 10_000_000
+"""A media stream's parts are due every 10 ms: without buffering, a missing one is seen."""
+PART_HEADER = struct.Struct("<qqQ")
+"""What a part begins with: its number, when it was due (CLOCK_MONOTONIC), its bytes with this."""
+_MEDIA_FILE = -1
 _WORD_BYTES = 8
 _CHUNK_WORDS = 8192  # 64 KiB stay in the cache: 1.5 GB/s instead of 0.4
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step and first multiplier
@@ -38,3 +44,13 @@ def content(seed: int, file: int, offset: int, length: int) -> bytes:
         part *= _MULTIPLIER
         part ^= part >> _SHIFT
     return words.view(np.uint8)[skipped : skipped + length].tobytes()
+
+
+def part_bytes(rate_bps: int) -> int:
+    """The size of each part of a media stream, with its header."""
+    return max(PART_HEADER.size, rate_bps * PART_NS // 8 // 10**9)
+
+
+def part_content(seed: int, number: int, offset: int, length: int) -> bytes:
+    """What part `number` of a VM's media streams holds after its header, from `offset` on."""
+    return content(seed, _MEDIA_FILE, number * 2**32 + offset, length)

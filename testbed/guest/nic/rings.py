@@ -38,6 +38,16 @@ class Ring:
     def __init__(self, positions: memoryview, area: memoryview) -> None:
         self._positions, self._area, self._size = positions, area, len(area)
 
+    @property
+    def put_position(self) -> int:
+        """How far the side that puts is, in bytes since the ring was zeroed."""
+        return int(self._positions[PUT])
+
+    @property
+    def taken_position(self) -> int:
+        """How far the side that takes is."""
+        return int(self._positions[TAKEN])
+
     def room(self) -> int:
         """The payload bytes that a record put now could have; negative: none fits."""
         used = self._positions[PUT] - self._positions[TAKEN]
