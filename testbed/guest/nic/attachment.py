@@ -11,11 +11,10 @@ from typing import Any
 from testbed.errors import LabError
 from testbed.guest.layout import NIC_PAGES, first_data_page, state_pages
 from testbed.guest.nic.records import NicPages, divide
+from testbed.guest.run_block import GO, LINE_BYTES, RUN, STATE
 from testbed.guest.specification import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 
 _PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6
-_LINE_BYTES = 64
-_RUN, _STATE = 0, 1
 
 
 class Attachment:
@@ -51,20 +50,20 @@ class Attachment:
             self.pages: NicPages = divide(
                 memoryview(memory)[start : start + NIC_PAGES * SMALL_PAGE_BYTES]
             )
-            at = _LINE_BYTES * vcpus
-            self._words = memoryview(block)[at : at + _LINE_BYTES].cast("q")
+            at = LINE_BYTES * vcpus
+            self._words = memoryview(block)[at : at + LINE_BYTES].cast("q")
             self.wake_fd, self.kick_fd, self._answer_fd = fds["wake"], fds["kick"], fds["answer"]
             self._undo = undo.pop_all()
 
     @property
     def told_to_run(self) -> bool:
         """What the line says now."""
-        return bool(self._words[_RUN])
+        return bool(self._words[RUN] == GO)
 
     def answer(self, state: int) -> None:
         """Say that it runs or has stopped, and wake the VMX if that is new."""
-        if self._words[_STATE] != state:
-            self._words[_STATE] = state
+        if self._words[STATE] != state:
+            self._words[STATE] = state
             os.eventfd_write(self._answer_fd, 1)
 
     def close(self) -> None:
