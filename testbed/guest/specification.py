@@ -49,4 +49,4 @@ class GuestSpec:
             TypeError, ValueError: it is none.
         """
         workloads = tuple(from_json(one) for one in data["workloads"])
-        return cls(**{**data, "workloads": workloads, "affinity": tuple(data["affinity"])})
+        return cls(**{**data, "workloads": workloads, "affinity": tuple(data.get("affinity", ()))})

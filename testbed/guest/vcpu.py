@@ -1,6 +1,6 @@
-"""A vCPU: a process that runs its workload in the guest's memory, and stops when told.
+"""A vCPU: a process that does its tasks in the guest's memory, and stops when told.
 
-It stops between two batches only, so the memory then holds whole batches and their counters.
+It stops between two steps only, so the memory then holds whole batches and their counters.
 Words in the `RunBlock` carry command and answer; the two eventfds only wake whoever waits, so
 a wake too many does no harm and none can be lost.
 """
@@ -8,10 +8,10 @@ a wake too many does no harm and none can be lost.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import gc
 import itertools
-import mmap
 import os
 import select
 import signal
@@ -21,59 +21,51 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-
+from testbed.errors import KernelError
 from testbed.guest import layout
+from testbed.guest.program import decode
+from testbed.guest.run_block import CLAIM, GO, PROGRAM, RUN, RUNNING, SLEEP, STATE, STOPPED
+from testbed.guest.task import NEVER_NS
+from testbed.guest.tasks.build import build
 from testbed.guest.userfaultfd import open_userfaultfd
-from testbed.guest.workload import BEAT_NS, IDLE_BEAT_NS
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from testbed.guest.memory import GuestMemory
-    from testbed.guest.workload import VcpuWorkload
+    import numpy as np
+    from numpy.typing import NDArray
 
-STARTING, STOPPED, RUNNING = range(3)
+    from testbed.guest.memory import Memory
+    from testbed.guest.run_block import RunBlock
+    from testbed.guest.task import Task, TaskContext
+
+BEAT_NS = 1_000_000  # a vCPU that has something due soon beats at least this often
+IDLE_BEAT_NS = 100_000_000  # any other; 128 of them beating each ms would take two cores
+SHORTEST_SLEEP_NS = 50_000
+# Having been kept from running for this long does not have to be made up by sleeping less.
+_FORGIVEN_NS = 20_000_000
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
-# A batch this late is due at once; what a longer stop cost is not made up in a burst.
-_MADE_UP_NS = 5_000_000
-
-
-class RunBlock:
-    """Words between the VMX and its vCPUs, outside guest memory: run or stop, and the answer.
-
-    Anonymous shared memory, inherited over fork; one cache line per vCPU.
-    """
-
-    def __init__(self, vcpus: int) -> None:
-        self._mapping = mmap.mmap(-1, max(mmap.PAGESIZE, 64 * vcpus))
-        words = np.frombuffer(self._mapping, np.int64)[: 8 * vcpus].reshape(vcpus, 8)
-        self.run = words[:, 0]
-        self.state = words[:, 1]
-
-    def words(self, vcpu: int) -> memoryview:
-        """A vCPU's line: word 0 is run, word 1 its state."""
-        return memoryview(self._mapping)[64 * vcpu : 64 * vcpu + 64].cast("q")
 
 
 @dataclass(frozen=True, slots=True)
 class VcpuStart:
-    """What a vCPU process is given: its number, workload, memory, words and wakers.
+    """What a vCPU process is given: its number, memory, words and wakers.
 
-    `handover` takes its userfaultfd to the VMX; None where the byte map tracks, which is
-    `written`.
+    `kick_fd` wakes the NIC process. `handover` takes the userfaultfd to the VMX; None where the
+    byte map tracks, which is `written`. `cpus` is where it may run; empty: anywhere.
     """
 
     number: int
-    workload: VcpuWorkload
-    memory: GuestMemory
+    memory: Memory
     block: RunBlock
     wake_fd: int
     answer_fd: int
+    kick_fd: int
     handover: socket.socket | None
     written: np.ndarray[tuple[int], np.dtype[np.uint8]] | None
     setup: Callable[[], None] | None
+    cpus: frozenset[int]
 
 
 def fork_vcpu(start: VcpuStart) -> int:
@@ -108,17 +100,26 @@ def _become_vcpu(start: VcpuStart, parent: int) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     gc.disable()
+    if start.cpus:
+        _pin(start.number, start.cpus)
     if start.setup is not None:
         start.setup()
     if start.handover is not None:
         with_fd = open_userfaultfd()
         start.handover.sendmsg([b"u"], [(1, 1, with_fd.to_bytes(4, sys.byteorder))])
     # Whatever else the VMX has open (sockets above all) must not live on in this process.
-    _close_all_but(start.wake_fd, start.answer_fd)
+    _close_all_but(start.wake_fd, start.answer_fd, start.kick_fd)
     # select() takes low numbers only, and it alone sleeps for less than a millisecond.
     wake_fd = fcntl.fcntl(start.wake_fd, fcntl.F_DUPFD_CLOEXEC, 3)
     start.memory.populate()
     _Vcpu(start, wake_fd).live()
+
+
+def _pin(number: int, cpus: frozenset[int]) -> None:
+    os.sched_setaffinity(0, cpus)
+    if os.sched_getaffinity(0) != cpus:
+        cause = f"the kernel lets it run on {sorted(os.sched_getaffinity(0))}"
+        raise KernelError("pin", f"vCPU {number} to CPUs {sorted(cpus)}", cause)
 
 
 def _close_all_but(*keep: int) -> None:
@@ -132,59 +133,141 @@ class _Vcpu:
 
     def __init__(self, start: VcpuStart, wake_fd: int) -> None:
         self._start, self._wake_fd = start, wake_fd
-        self._command = start.block.words(start.number)
-        self._state = layout.vcpu_words(start.memory, start.number)
+        self._line = start.block.words(start.number)
+        self._record = layout.vcpu_words(start.memory, start.number)
+        self._program = 0
+        self._contexts: tuple[TaskContext, ...] = ()
+        self._tasks: tuple[Task, ...] = ()
+        self._due: list[float] = []
+        self._owed_ns = 0.0  # of sleep, to the throttle
 
     def live(self) -> NoReturn:
         """Stop and run in turn, until killed."""
+        self._build()
         while True:
+            claimed = self._line[RUN] == CLAIM
             self._answer(STOPPED)
-            while not self._command[0]:
+            while (command := self._line[RUN]) != GO:
+                claimed = claimed and command == CLAIM
                 os.read(self._wake_fd, 8)
-            self._resume()
+            if self._line[PROGRAM] != self._program:
+                self._build()
+            self._begin(claimed=claimed)
             self._answer(RUNNING)
             self._run()
 
     def _answer(self, state: int) -> None:
-        self._command[1] = state
+        self._line[STATE] = state
         os.eventfd_write(self._start.answer_fd, 1)
 
-    def _resume(self) -> None:
-        state, now = self._state, time.monotonic_ns()
-        state[layout.RESUME_GAP] = now - state[layout.BEAT] if state[layout.BEAT] else 0
-        state[layout.LONGEST_GAP] = state[layout.LONGEST_GAP_AT] = 0
-        state[layout.RESUMED_AT] = state[layout.BEAT] = now
-        state[layout.RESUMES] += 1
+    def _build(self) -> None:
+        start = self._start
+        self._program = self._line[PROGRAM]
+        spec = decode(start.block.read_program())
+        mark = None if start.written is None else self._mark
+        made = build(
+            spec, start.number, start.memory, mark=mark, kick=self._kick, wake_fd=self._wake_fd
+        )
+        self._contexts = tuple(context for context, _ in made)
+        self._tasks = tuple(task for _, task in made)
+        self._due = [NEVER_NS] * len(made)
 
-    def _beat(self) -> int:
-        state, now = self._state, time.monotonic_ns()
-        gap = now - state[layout.BEAT]
-        if gap > state[layout.LONGEST_GAP]:
-            state[layout.LONGEST_GAP], state[layout.LONGEST_GAP_AT] = gap, now
-        state[layout.BEAT] = now
-        return now
+    def _mark(self, pages: NDArray[np.int64]) -> None:
+        assert self._start.written is not None
+        self._start.written[pages] = 1  # after the write: see bytemap.py
+
+    def _kick(self) -> None:
+        os.eventfd_write(self._start.kick_fd, 1)
+
+    def _begin(self, *, claimed: bool) -> None:
+        record, now = self._record, time.monotonic_ns()
+        if claimed:  # a stop like any other pause of this vCPU; the guest was not suspended
+            self._account(layout.STOPPED_NS)
+        else:
+            gap = now - record[layout.BEAT] if record[layout.BEAT] else 0
+            record[layout.RESUME_GAP] = gap
+            record[layout.STOPPED_NS] += gap
+            record[layout.LONGEST_GAP] = record[layout.LONGEST_GAP_AT] = 0
+            record[layout.RESUMED_AT] = record[layout.BEAT] = now
+            record[layout.RESUMES] += 1
+        for number, task in enumerate(self._tasks):
+            self._due[number] = self._do(number, task.start)
+
+    def _account(self, word: int) -> tuple[int, int]:
+        """Book the time since the last heartbeat on a word of the record; a heartbeat itself.
+
+        Returns:
+            That time, and the time now.
+        """
+        record, now = self._record, time.monotonic_ns()
+        gap = now - record[layout.BEAT]
+        record[word] += gap
+        if gap > record[layout.LONGEST_GAP]:
+            record[layout.LONGEST_GAP], record[layout.LONGEST_GAP_AT] = gap, now
+        record[layout.BEAT] = now
+        return gap, now
+
+    def _do(self, number: int, verb: Callable[[int], float]) -> float:
+        """Let a task start or make a step. One that fails has ended, which its record says."""
+        record = self._contexts[number].record
+        if record[layout.FAILED]:
+            return NEVER_NS
+        try:
+            return verb(self._record[layout.BEAT])
+        except OSError as error:
+            record[layout.FAILED] = error.errno or errno.EIO
+            return NEVER_NS
 
     def _run(self) -> None:
-        command, state, workload = self._command, self._state, self._start.workload
-        memory, written, interval_ns = self._start.memory, self._start.written, workload.interval_ns
-        beat_ns = IDLE_BEAT_NS if interval_ns is None else BEAT_NS
-        now = time.monotonic_ns()
-        due = float(now)
-        while command[0]:
-            if interval_ns is None:
-                due = now + beat_ns
-            else:
-                batch = state[layout.BATCHES]
-                pages = workload.write(memory, batch)
-                if written is not None:
-                    written[pages] = 1  # after the write: see bytemap.py
-                state[layout.BATCHES] = batch + 1
-                state[layout.PAGES_WRITTEN] += workload.pages_per_batch
-                due += interval_ns
-                now = self._beat()
-                due = max(due, now - _MADE_UP_NS)
-            while now < due and command[0]:
-                wait_ns = min(due - now, beat_ns)
-                if select.select([self._wake_fd], [], [], wait_ns / 1e9)[0]:
-                    os.read(self._wake_fd, 8)
-                now = self._beat()
+        line, record, due = self._line, self._record, self._due
+        now, last = record[layout.BEAT], -1
+        while line[RUN] == GO:
+            number, at = self._next(last)
+            if at > now:
+                now = self._idle(at - now)
+                continue
+            due[number] = self._do(number, self._tasks[number].step)
+            record[layout.STEPS] += 1
+            ran, now = self._account(layout.RUN_NS)
+            # Whoever is due longest goes first, so one that is always due starves no other.
+            due[number], last = max(due[number], now), number
+            if line[SLEEP]:
+                now = self._throttle(ran)
+        for task, context in zip(self._tasks, self._contexts, strict=True):
+            if not context.record[layout.FAILED]:
+                task.drain()
+        self._account(layout.RUN_NS)
+
+    def _next(self, last: int) -> tuple[int, float]:
+        """The task to go on with, and when it is due: what is pending comes before what is due.
+
+        But not twice in a row when others are due.
+        """
+        number, soonest = -1, NEVER_NS
+        for index, at in enumerate(self._due):
+            if self._tasks[index].pending() and not self._contexts[index].record[layout.FAILED]:
+                at = min(at, self._record[layout.BEAT]) if index == last else 0  # noqa: PLW2901
+            if at < soonest:
+                number, soonest = index, at
+        return number, soonest
+
+    def _idle(self, wait_ns: float) -> int:
+        beat_ns = BEAT_NS if wait_ns < IDLE_BEAT_NS else IDLE_BEAT_NS
+        self._sleep(min(wait_ns, beat_ns))
+        return self._account(layout.IDLE_NS)[1]
+
+    def _throttle(self, ran_ns: int) -> int:
+        """Sleep for what is owed for running, exactly on average."""
+        line, now = self._line, self._record[layout.BEAT]
+        self._owed_ns += ran_ns * line[SLEEP] / 1e6
+        while self._owed_ns >= SHORTEST_SLEEP_NS and line[RUN] == GO and line[SLEEP]:
+            self._sleep(min(self._owed_ns, BEAT_NS))
+            slept, now = self._account(layout.THROTTLED_NS)
+            self._owed_ns -= slept
+        self._owed_ns = max(self._owed_ns, -_FORGIVEN_NS) if line[SLEEP] else 0
+        return now
+
+    def _sleep(self, sleep_ns: float) -> None:
+        """Until then, or the vCPU is woken."""
+        if select.select([self._wake_fd], [], [], sleep_ns / 1e9)[0]:
+            os.read(self._wake_fd, 8)

@@ -28,14 +28,21 @@ _PR_SET_NAME = 15  # linux/prctl.h
 
 
 def guest_fields(step: PowerOn) -> dict[str, Any]:
-    """A VM of the plan as the arguments of `GuestSpec`."""
+    """A VM of the plan as `GuestSpec.to_json` tells it."""
+    workloads = []
+    if step.workload != "idle":
+        workloads.append(
+            {
+                "kind": step.workload,
+                "dirty_rate_bytes_per_s": step.dirty_rate_bytes_per_s,
+                "working_set_bytes": step.working_set_bytes,
+            }
+        )
     return {
         "name": step.vm,
         "memory_bytes": step.memory_bytes,
         "vcpus": step.vcpus,
-        "workload": step.workload,
-        "dirty_rate_bytes_per_s": step.dirty_rate_bytes_per_s,
-        "working_set_bytes": step.working_set_bytes,
+        "workloads": workloads,
         "seed": step.seed,
     }
 
@@ -124,7 +131,7 @@ class _Vmx:
     # -- commands -------------------------------------------------------------------------
 
     def _power_on(self, message: Message) -> Message:
-        self._guest = Guest.power_on(GuestSpec(**message["vm"]), self._enter_vm)
+        self._guest = Guest.power_on(GuestSpec.from_json(message["vm"]), self._enter_vm)
         return {"event": "running", "memory_fd": self._guest.memory.fd}
 
     def _counters(self, _: Message) -> Message:
@@ -132,8 +139,8 @@ class _Vmx:
         counters = guest.counters()
         return {
             "counters": {
-                "batches": int(counters["batches"].sum()),
-                "pages_written": int(counters["pages_written"].sum()),
+                "steps": int(counters["steps"].sum()),
+                "pages_written": int(guest.task_counters()["pages_written"].sum()),
                 "resumes": int(counters["resumes"].max()),
                 "vcpu_pids": list(guest.pids),
             }
@@ -195,5 +202,5 @@ class _Vmx:
 def _migration_spec(fields: dict[str, Any]) -> MigrationSpec:
     return MigrationSpec(
         **fields
-        | {"secret": bytes.fromhex(fields["secret"]), "guest": GuestSpec(**fields["guest"])}
+        | {"secret": bytes.fromhex(fields["secret"]), "guest": GuestSpec.from_json(fields["guest"])}
     )

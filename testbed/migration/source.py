@@ -217,15 +217,15 @@ class _Source:
         """Stun, send the last pages, hand over. Until RESUME is sent, any failure undoes it."""
         spec, hooks, stream = self._spec, self._hooks, self._stream
         self._phase = enter(self._phase, Phase.SWITCHOVER)
-        control = np.arange(self._guest.control_pages())
+        state = self._guest.state_pages()
         with ExitStack() as undo:
             stun_ns = time.monotonic_ns()
             undo.callback(hooks.uncut)
             hooks.cut()
             undo.callback(self._guest.resume)
             self._guest.suspend()
-            # vCPUs beat in the control pages without marking them, so these always go along.
-            last = _merged(control, dirty, self._tracker.collect())
+            # vCPUs beat in the state pages without marking them, so these always go along.
+            last = _merged(state, dirty, self._tracker.collect())
             if dead := self._guest.dead_vcpus():  # what it had written is not known
                 raise PeerError(f"vCPU {dead} died as it was stopped")
             self._seen.sample(self._phase, stream.acknowledged_bytes(), len(last))

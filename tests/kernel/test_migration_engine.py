@@ -21,6 +21,7 @@ import pytest
 
 from testbed.guest.machine import Guest
 from testbed.guest.specification import GuestSpec
+from testbed.guest.workloads import Writer
 from testbed.migration import wire
 from testbed.migration.destination import Destination, DestinationHooks
 from testbed.migration.phase import MigrationFailed, MigrationUncertain, Phase
@@ -115,9 +116,7 @@ def specification(**changes):
         name="vm",
         memory_bytes=64 * MIB,
         vcpus=2,
-        workload="uniform",
-        dirty_rate_bytes_per_s=100 * 10**6,
-        working_set_bytes=16 * MIB,
+        workloads=(Writer("uniform", 100 * 10**6, 16 * MIB),),
         seed=11,
     )
     fields = {
@@ -133,9 +132,9 @@ def specification(**changes):
 
 
 def advances(guest):
-    before = guest.counters()["batches"].copy()
+    before = guest.counters()["steps"].copy()
     deadline = time.monotonic() + 5
-    while not (guest.counters()["batches"] > before).all():
+    while not (guest.counters()["steps"] > before).all():
         assert time.monotonic() < deadline
         time.sleep(0.001)
     return True
@@ -219,8 +218,8 @@ def test_a_guest_moves_and_goes_on(start, tracking):
     assert (cuts, opened) == (["cut"], ["open"])
 
     before, after = records(at_source), records(at_destination)
-    assert (after["batches"] > before["batches"]).all()
-    assert (before["batches"] > 0).all()
+    assert (after["steps"] > before["steps"]).all()
+    assert (before["steps"] > 0).all()
     assert 0 < report.stun_ns < report.total_ns
     assert 0 < report.guest_gap_ns < report.stun_ns + 500_000_000
     assert report.guest_gap_ns == after["resume_gap_ns"].max()
@@ -331,7 +330,7 @@ def test_a_stun_lasts_as_long_as_its_pages_take_on_the_path(start, namespaces):
     slow(namespaces)
     late_ns = []
     for _ in range(3):
-        guest = GuestSpec("vm", 16 * MIB, 2, "uniform", 100 * 10**6, 4 * MIB, seed=11)
+        guest = GuestSpec("vm", 16 * MIB, 2, (Writer("uniform", 100 * 10**6, 4 * MIB),), seed=11)
         spec = specification(guest=guest, switchover_goal_ns=500_000_000)
         there, here = start(1, destination(spec)), start(0, source(spec))
         there.told()
@@ -340,7 +339,7 @@ def test_a_stun_lasts_as_long_as_its_pages_take_on_the_path(start, namespaces):
         report, *_ = here.told()
         there.told()
         last = report.iterations[-1]
-        assert last.memory_bytes > 0.9 * guest.working_set_bytes
+        assert last.memory_bytes > 0.9 * 4 * MIB
         # What the shaper lets pass at once leaves with no delay, and all the rest at its rate.
         least_ns = (last.wire_bytes - SLOW_BURST_BYTES) * 8e9 / SLOW_BPS
         assert report.stun_ns >= least_ns

@@ -1,0 +1,1 @@
+"""Workloads as their vCPUs do them: one task a workload and vCPU."""
