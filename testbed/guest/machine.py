@@ -20,7 +20,7 @@ from testbed.guest.bytemap import BytemapTracker, make_bytemap
 from testbed.guest.pagemap import PagemapTracker
 from testbed.guest.program import encode
 from testbed.guest.run_block import CLAIM, GO, RUNNING, STOP, STOPPED, RunBlock
-from testbed.guest.tasks.build import fill_key, filled, regions
+from testbed.guest.tasks.build import build, fill_key, filled, regions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -69,6 +69,7 @@ class Guest:
             if self.tracking == "bytemap":
                 self._written_fd, self._written = make_bytemap(self.memory.page_count)
                 undo.callback(os.close, self._written_fd)
+            self._check_tasks(spec)
             self._block = RunBlock(spec.vcpus)
             undo.callback(self._block.close)
             self._block.write_program(encode(spec))
@@ -81,6 +82,11 @@ class Guest:
                 self._start_vcpu(number, vcpu_setup, undo)
             self._await(range(spec.vcpus), STOPPED, _START_NS, "start")
             self._undo = undo.pop_all()
+
+    def _check_tasks(self, program: GuestSpec) -> None:
+        """Build all tasks, as the vCPUs will: what can't be built is refused here and now."""
+        for number in range(program.vcpus):
+            build(program, number, self.memory)
 
     def _start_vcpu(self, number: int, setup: Callable[[], None] | None, undo: ExitStack) -> None:
         wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
@@ -229,11 +235,11 @@ class Guest:
         A running guest is stopped for it, a suspended one stays so.
 
         Raises:
-            InputError: the workloads do not fit the VM, which goes on as it was.
+            InputError, ValueError: the workloads do not fit the VM, which goes on as it was.
             MigrationError: a vCPU did not stop or run.
         """
         program = replace(self.program, workloads=workloads)
-        regions(program)
+        self._check_tasks(program)
         text = encode(program)
         self._block.check_program(text)
         running = self.running

@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 BEAT_NS = 1_000_000  # a vCPU that has something due soon beats at least this often
 IDLE_BEAT_NS = 100_000_000  # any other; 128 of them beating each ms would take two cores
 SHORTEST_SLEEP_NS = 50_000
-# Having been kept from running for this long does not have to be made up by sleeping less.
-_FORGIVEN_NS = 20_000_000
+_MOST_CARRIED_NS = 1_000_000_000  # of sleep that was too long or has not been slept yet
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 
 
@@ -108,7 +107,7 @@ def _become_vcpu(start: VcpuStart, parent: int) -> NoReturn:
         with_fd = open_userfaultfd()
         start.handover.sendmsg([b"u"], [(1, 1, with_fd.to_bytes(4, sys.byteorder))])
     # Whatever else the VMX has open (sockets above all) must not live on in this process.
-    _close_all_but(start.wake_fd, start.answer_fd, start.kick_fd)
+    close_all_but(start.wake_fd, start.answer_fd, start.kick_fd)
     # select() takes low numbers only, and it alone sleeps for less than a millisecond.
     wake_fd = fcntl.fcntl(start.wake_fd, fcntl.F_DUPFD_CLOEXEC, 3)
     start.memory.populate()
@@ -122,7 +121,8 @@ def _pin(number: int, cpus: frozenset[int]) -> None:
         raise KernelError("pin", f"vCPU {number} to CPUs {sorted(cpus)}", cause)
 
 
-def _close_all_but(*keep: int) -> None:
+def close_all_but(*keep: int) -> None:
+    """Close every descriptor of this process but standard input, output, error and these."""
     bounds = sorted({2, *keep, os.sysconf("SC_OPEN_MAX")})
     for low, high in itertools.pairwise(bounds):
         os.closerange(low + 1, high)
@@ -181,6 +181,7 @@ class _Vcpu:
 
     def _begin(self, *, claimed: bool) -> None:
         record, now = self._record, time.monotonic_ns()
+        self._owed_ns = 0.0
         if claimed:  # a stop like any other pause of this vCPU; the guest was not suspended
             self._account(layout.STOPPED_NS)
         else:
@@ -233,9 +234,15 @@ class _Vcpu:
             due[number], last = max(due[number], now), number
             if line[SLEEP]:
                 now = self._throttle(ran)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Let tasks end what is under way, also of those that have failed."""
         for task, context in zip(self._tasks, self._contexts, strict=True):
-            if not context.record[layout.FAILED]:
+            try:
                 task.drain()
+            except OSError as error:
+                context.record[layout.FAILED] = error.errno or errno.EIO
         self._account(layout.RUN_NS)
 
     def _next(self, last: int) -> tuple[int, float]:
@@ -264,7 +271,8 @@ class _Vcpu:
             self._sleep(min(self._owed_ns, BEAT_NS))
             slept, now = self._account(layout.THROTTLED_NS)
             self._owed_ns -= slept
-        self._owed_ns = max(self._owed_ns, -_FORGIVEN_NS) if line[SLEEP] else 0
+        bounded = min(max(self._owed_ns, -_MOST_CARRIED_NS), _MOST_CARRIED_NS)
+        self._owed_ns = bounded if line[SLEEP] else 0.0
         return now
 
     def _sleep(self, sleep_ns: float) -> None:
