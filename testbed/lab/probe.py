@@ -21,7 +21,7 @@ from testbed.guest import layout
 from testbed.guest.specification import SMALL_PAGE_BYTES
 from testbed.guest.workloads import from_json
 from testbed.lab.lines import LineSocket, Message
-from testbed.measure.guest_felt import judge
+from testbed.measure.guest_judge import judge
 from testbed.measure.guest_samples import GuestSamples, VcpuSamples, WorkloadSamples, series
 
 if TYPE_CHECKING:

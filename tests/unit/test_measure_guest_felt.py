@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.measure.guest_felt import judge
+from testbed.measure.guest_judge import judge
 from testbed.measure.guest_samples import (
     GuestSamples,
     VcpuSamples,
