@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from testbed.errors import MigrationError
 from testbed.guest import layout
 from testbed.guest.memory import GuestMemory
 from testbed.guest.specification import SMALL_PAGE_BYTES
@@ -62,3 +63,23 @@ def tracking_for(spec: GuestSpec, asked: TrackingName | None = None) -> Tracking
     if asked not in {None, "bytemap"}:
         raise ValueError(f"{spec.name}: writes to its memory are tracked by a byte map only")
     return "bytemap"
+
+
+def check_movable(spec: GuestSpec) -> None:
+    """Prove that all of the VM's pages can be sent.
+
+    Raises:
+        MigrationError: some are in its swap file.
+    """
+    if is_overcommitted(spec):
+        raise MigrationError(
+            f"pages of {spec.name} are in its swap file, which is not migrated; "
+            "reserve all of its memory"
+        )
+
+
+def told(spec: GuestSpec, tracking: TrackingName) -> str:
+    """The tracking, as a result tells it."""
+    if spec.backing == "synthetic":
+        return f"{tracking} (synthetic memory: what tracking costs is not claimed)"
+    return tracking

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAGIC = 0x74657374_62656473
-"""The first word of the memfd; real memory that holds a guest begins with `layout.MAGIC`."""
+"""Begins the last page of the memfd, which says what is in it."""
 VERSION = np.dtype("<u4")
 _MADV_POPULATE_WRITE = 23
 
@@ -30,7 +30,7 @@ _MADV_POPULATE_WRITE = 23
 class SyntheticMemory:
     """As `GuestMemory`, in 1/1024 of the room. `words` are the leading pages, which are real.
 
-    The memfd holds a page of (magic, page count, real pages), the real pages, the versions.
+    The memfd holds the real pages, the versions, and a page of (magic, page count, real pages).
     """
 
     trace_bytes = PAGE_BYTES
@@ -48,7 +48,8 @@ class SyntheticMemory:
         self.size_bytes = size_bytes
         self.page_count = size_bytes // PAGE_BYTES
         self.real_pages = real_pages
-        taken_bytes = (1 + real_pages) * PAGE_BYTES + self.page_count * VERSION.itemsize
+        version_pages = -(-self.page_count * VERSION.itemsize // PAGE_BYTES)
+        taken_bytes = (real_pages + version_pages + 1) * PAGE_BYTES
         check_available(name, taken_bytes)
         self.fd = os.memfd_create(f"guest-{name}", os.MFD_CLOEXEC)
         try:
@@ -58,8 +59,8 @@ class SyntheticMemory:
         except OSError as error:
             os.close(self.fd)
             raise no_memory(name, taken_bytes, str(error)) from error
-        header = np.frombuffer(self._mapping, np.uint64, 3)
-        header[:] = MAGIC, self.page_count, real_pages
+        last = np.frombuffer(self._mapping, np.uint64, 3, taken_bytes - PAGE_BYTES)
+        last[:] = MAGIC, self.page_count, real_pages
         self.state, self.words, self.versions = parts(self._mapping)
 
     def write(self, pages: NDArray[np.int64], word: int, values: NDArray[np.uint64]) -> None:
@@ -116,15 +117,17 @@ class SyntheticMemory:
 
 def is_synthetic(mapping: mmap.mmap) -> bool:
     """Whether a guest's memfd holds such a memory."""
-    return int.from_bytes(mapping[:8], "little") == MAGIC
+    last = len(mapping) - PAGE_BYTES
+    return int.from_bytes(mapping[last : last + 8], "little") == MAGIC
 
 
 def parts(
     mapping: mmap.mmap,
 ) -> tuple[memoryview, NDArray[np.uint64], NDArray[np.uint32]]:
     """What a memfd holds: the real pages' bytes, these as rows of words, and the versions."""
-    _, page_count, real_pages = np.frombuffer(mapping, np.uint64, 3).tolist()
-    end = (1 + real_pages) * PAGE_BYTES
-    state = memoryview(mapping)[PAGE_BYTES:end]
+    last = np.frombuffer(mapping, np.uint64, 3, len(mapping) - PAGE_BYTES)
+    _, page_count, real_pages = last.tolist()
+    end = real_pages * PAGE_BYTES
+    state = memoryview(mapping)[:end]
     words = np.frombuffer(state, np.uint64).reshape(real_pages, WORDS_PER_PAGE)
     return state, words, np.frombuffer(mapping, VERSION, page_count, end)

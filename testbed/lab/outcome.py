@@ -116,6 +116,7 @@ def migration_result(
         and {
             "pages_compared": verification["pages_compared"],
             "pages_different": verification["pages_different"],
+            "compared_by": verification["compared_by"],
         },
         "wires": [asdict(wire) for wire in wires],
         "notices": [*_notices(path), *_changes(estate, since_ns)],

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from testbed.guest.memory import PAGE_BYTES
 from testbed.migration.vector import PageVector
-from testbed.migration.wire import Kind, WireError, check_gather, check_run, pack
+from testbed.migration.wire import NUMBER, Kind, WireError, check_gather, check_run, pack
+from testbed.migration.wire_pages import wire_pages
 
 if TYPE_CHECKING:
-    from testbed.guest.memory import GuestMemory
+    from testbed.guest.memory import Memory
     from testbed.migration.stream import Stream
     from testbed.migration.wire import Frame
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 class Receiver:
     """Receives pages into a memory that nobody else touches meanwhile."""
 
-    def __init__(self, stream: Stream, memory: GuestMemory) -> None:
+    def __init__(self, stream: Stream, memory: Memory) -> None:
         self._stream, self._memory = stream, memory
-        self._vector = PageVector(memory.address)
+        self._pages = wire_pages(memory)
+        self._vector = PageVector(self._pages.address)
         self._arrived = np.zeros(memory.page_count, np.bool_)
-        self._pages = 0
+        self._count = 0
 
     def copy(self) -> Frame:
         """Receive until the source says that it was all.
@@ -57,20 +58,22 @@ class Receiver:
     def _run(self, frame: Frame) -> None:
         check_run(frame, self._memory.page_count)
         first, end = frame.value, frame.value + frame.count
-        self._stream.receive(self._memory.bytes[first * PAGE_BYTES : end * PAGE_BYTES])
+        self._stream.receive(self._pages.room(first, frame.count))
+        self._pages.arrived(np.arange(first, end, dtype=NUMBER))
         self._arrived[first:end] = True
-        self._pages += frame.count
+        self._count += frame.count
 
     def _gather(self, count: int) -> None:
         numbers = self._vector.numbers[:count]
         self._stream.receive(numbers.data.cast("B"))
         check_gather(numbers, self._memory.page_count)
-        self._vector.fill(count, with_head=False)
+        self._vector.fill(self._pages.places(numbers), with_head=False)
         self._stream.receive_pages(self._vector)
+        self._pages.arrived(numbers)
         self._arrived[numbers] = True
-        self._pages += count
+        self._count += count
 
     def _check_count(self, frame: Frame) -> None:
-        if frame.count != self._pages:
-            raise WireError(f"{frame.kind.name} of {frame.count} pages, {self._pages} came")
-        self._pages = 0
+        if frame.count != self._count:
+            raise WireError(f"{frame.kind.name} of {frame.count} pages, {self._count} came")
+        self._count = 0

@@ -16,6 +16,7 @@ from testbed.migration.wire import (
     WireError,
     pack,
 )
+from testbed.migration.wire_pages import wire_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from testbed.guest.memory import GuestMemory
+    from testbed.guest.memory import Memory
     from testbed.migration.stream import Stream
 
 
@@ -35,10 +36,11 @@ class Sender:
     """
 
     def __init__(
-        self, stream: Stream, memory: GuestMemory, turn: Callable[[], None], turn_ns: int
+        self, stream: Stream, memory: Memory, turn: Callable[[], None], turn_ns: int
     ) -> None:
         self._stream, self.memory, self._turn, self._turn_ns = stream, memory, turn, turn_ns
-        self._vector = PageVector(memory.address)
+        self._pages = wire_pages(memory)
+        self._vector = PageVector(self._pages.address)
         self._due_ns = 0
         self.pages_left = 0
         self.wire_bytes = 0
@@ -49,15 +51,12 @@ class Sender:
         Raises:
             PeerError: the peer has gone or is stuck.
         """
-        send, data, total = self._stream.send, self.memory.bytes, self.memory.page_count
+        send, run, total = self._stream.send, self._pages.run, self.memory.page_count
         self.wire_bytes = 0
         for first in range(0, total, RUN_PAGES):
             count = min(RUN_PAGES, total - first)
             self.pages_left = total - first
-            send(
-                pack(Kind.RUN, count, first),
-                data[first * PAGE_BYTES : (first + count) * PAGE_BYTES],
-            )
+            send(pack(Kind.RUN, count, first), run(first, count))
             self.wire_bytes += HEADER_BYTES + count * PAGE_BYTES
             self._turn_if_due()
         self.pages_left = 0
@@ -71,7 +70,7 @@ class Sender:
             self.pages_left = len(pages) - first
             vector.numbers[: len(chunk)] = chunk
             vector.header[:] = pack(Kind.GATHER, len(chunk))
-            vector.fill(len(chunk), with_head=True)
+            vector.fill(self._pages.stage(chunk), with_head=True)
             self._stream.send_pages(vector)
             self.wire_bytes += HEADER_BYTES
             self._turn_if_due()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from testbed.errors import TestbedError
+from testbed.guest.backing import check_movable, told
 from testbed.migration.convergence import decide
 from testbed.migration.observation import Observation, Progress
 from testbed.migration.pauses import no_garbage_collection
@@ -153,6 +154,7 @@ class _Source:
     def run(self, undo: ExitStack) -> EngineReport:
         """All phases; what they acquire goes onto `undo`."""
         spec, memory = self._spec, self._guest.memory
+        check_movable(self._guest.spec)
         self._stream = connect(spec)
         undo.callback(self._stream.close)
         self._stream.send(pack_hello(Hello(spec.migration_id, spec.secret, memory.size_bytes)))
@@ -264,7 +266,7 @@ class _Source:
             total_ns=time.monotonic_ns() - self._started_ns,
             stun_ns=None,
             guest_gap_ns=None,
-            tracking=self._guest.tracking,
+            tracking=told(self._guest.spec, self._guest.tracking),
             source_cpu_ns=time.process_time_ns() - self._cpu_ns,
             destination_cpu_ns=0,
         )

@@ -34,13 +34,13 @@ class _Msghdr(ctypes.Structure):
 
 
 class PageVector:
-    """The iovec of one GATHER: its header and page numbers, then the pages of one memory.
+    """The iovec of one GATHER: its header and page numbers, then the pages.
 
     Made once; `fill` and then `send` or `receive` until `left` is 0.
     """
 
     def __init__(self, address: int) -> None:
-        """Scatter and gather in the memory at this address."""
+        """Scatter and gather pages whose places count from this address."""
         self._address = np.uint64(address)
         self.header = bytearray(HEADER_BYTES)
         self.numbers: NDArray[np.uint32] = np.zeros(GATHER_PAGES, NUMBER)
@@ -55,15 +55,15 @@ class PageVector:
         self._reference = ctypes.byref(self._message)
         self._first = self._entries = self.left = 0
 
-    def fill(self, count: int, *, with_head: bool) -> None:
-        """Point at the first `count` of `numbers`, which ascend."""
-        pages = self.numbers[:count]
-        breaks = np.flatnonzero(np.diff(pages) != 1) + 1
+    def fill(self, places: NDArray[np.uint32], *, with_head: bool) -> None:
+        """Point at the pages in these places, which ascend; the head are as many `numbers`."""
+        count = len(places)
+        breaks = np.flatnonzero(np.diff(places) != 1) + 1
         runs = len(breaks) + 1
         starts = np.zeros(runs + 1, np.int64)
         starts[1:-1], starts[-1] = breaks, count
         rows = self._iov[2 : 2 + runs]
-        rows[:, 0] = pages[starts[:-1]]
+        rows[:, 0] = places[starts[:-1]]
         rows[:, 1] = np.diff(starts)
         rows *= np.uint64(PAGE_BYTES)
         rows[:, 0] += self._address
@@ -72,8 +72,8 @@ class PageVector:
         if with_head:
             self._first = 0
             self._iov[0] = self._head.ctypes.data, HEADER_BYTES
-            self._iov[1] = self.numbers.ctypes.data, pages.nbytes
-            self.left += HEADER_BYTES + pages.nbytes
+            self._iov[1] = self.numbers.ctypes.data, places.nbytes
+            self.left += HEADER_BYTES + places.nbytes
         self._point()
 
     def _point(self) -> None:

@@ -122,16 +122,13 @@ def summary(result: MigrationResult) -> list[Figure]:
     found = [Figure("Guest memory", memory, "as configured, after scale")]
     if engine is not None:
         found += _engine_figures(result, engine)
-    if result.verification is not None:
-        compared, different = (
-            result.verification.pages_compared,
-            result.verification.pages_different,
-        )
+    if (seen := result.verification) is not None:
         found.append(
             Figure(
                 "Verification",
-                f"{different} of {compared} pages differ",
-                "both memories compared at rest, page by page, by a reader that took no part",
+                f"{seen.pages_different} of {seen.pages_compared} pages differ",
+                f"both memories compared at rest, page by page, by {seen.compared_by}, "
+                "by a reader that took no part",
             )
         )
     else:

@@ -54,10 +54,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Both memories compared at rest by a reader that took no part in the migration."""
+    """Both memories compared at rest by a reader that took no part in the migration.
+
+    By content; of synthetic memory the guest's own pages by content, the rest by version.
+    """
 
     pages_compared: int
     pages_different: int
+    compared_by: Literal["content", "version"] = "content"
 
 
 @dataclass(frozen=True, slots=True)

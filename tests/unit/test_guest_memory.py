@@ -106,11 +106,11 @@ def test_what_contradicts_itself_is_refused(tmp_path):
         {"resident_bytes": MIB},
         {"resident_bytes": 0, "directory": str(tmp_path)},
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"bytes|large|swapped"):
             backing.open_memory(spec(**wrong))
     assert not list(tmp_path.iterdir())
     assert backing.tracking_for(spec(backing="synthetic")) == "bytemap"
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="byte map"):
         backing.tracking_for(spec(backing="synthetic"), "pagemap")
 
 
@@ -167,7 +167,7 @@ def test_the_page_that_was_in_longest_goes_out(tmp_path):
         memory.read(np.arange(2, 6), 0)
         memory.read(np.array([8, 9, 2]), 0)  # 2 is wanted now: 3 and 4 go
         assert np.flatnonzero(bits(memory)).tolist() == [3, 4, *range(10, 16)]
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="swap out"):
             memory.swap_out(np.array([8]))
         assert memory.swap_in(np.array([3, 3, 5])) == 1
         memory.swap_out(np.array([8]))

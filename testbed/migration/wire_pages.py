@@ -1,0 +1,139 @@
+"""Pages as the wire carries them: where their bytes lie for a send, and go for a receive.
+
+Real pages lie in guest memory, and nothing is copied. A page of synthetic memory has no bytes, so
+it is sent as 4096 that begin with its number and version, from a staging buffer in which only
+these two words change; the destination checks the number and keeps the version.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from testbed.guest.filling import fill_pages
+from testbed.guest.memory import PAGE_BYTES, WORDS_PER_PAGE, GuestMemory
+from testbed.guest.synthetic import MAGIC, SyntheticMemory
+from testbed.migration.wire import GATHER_PAGES, NUMBER, RUN_PAGES, WireError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from testbed.guest.memory import Memory
+
+_STAGED_PAGES = max(RUN_PAGES, GATHER_PAGES)
+
+
+class WirePages(Protocol):
+    """A memory's pages for one end of one stream."""
+
+    address: int
+    """What the places that `stage` returns count from, in pages."""
+
+    def run(self, first: int, count: int) -> memoryview:
+        """The bytes of neighbouring pages, to be sent before the next call."""
+
+    def room(self, first: int, count: int) -> memoryview:
+        """Where the bytes of neighbouring pages are to be received."""
+
+    def stage(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Make these pages, ascending, ready to be sent before the next call; their places."""
+
+    def places(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Where these pages, ascending, are to be received."""
+
+    def arrived(self, numbers: NDArray[np.uint32]) -> None:
+        """Take in what was received into `places` or `room`.
+
+        Raises:
+            WireError: it is not these pages.
+        """
+
+
+class RealPages:
+    """Pages that lie in memory."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.address, self._bytes = memory.address, memory.bytes
+
+    def run(self, first: int, count: int) -> memoryview:
+        """They lie there."""
+        return self._bytes[first * PAGE_BYTES : (first + count) * PAGE_BYTES]
+
+    room = run
+
+    def stage(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Each in its own place."""
+        return numbers
+
+    places = stage
+
+    def arrived(self, numbers: NDArray[np.uint32]) -> None:
+        """They are where they belong."""
+
+
+class SyntheticPages:
+    """Pages made up in a staging buffer; those of them that are real are copied."""
+
+    def __init__(self, memory: SyntheticMemory) -> None:
+        self._memory = memory
+        self._rows: NDArray[np.uint64] = np.empty((_STAGED_PAGES, WORDS_PER_PAGE), np.uint64)
+        fill_pages(self._rows, 0, MAGIC)
+        self._body = self._rows.copy()
+        self._spoiled = 0
+        self._bytes = self._rows.data.cast("B")
+        self._order = np.arange(_STAGED_PAGES, dtype=NUMBER)
+        self.address = int(self._rows.ctypes.data)
+
+    def run(self, first: int, count: int) -> memoryview:
+        """Made up."""
+        self.stage(np.arange(first, first + count, dtype=NUMBER))
+        return self._bytes[: count * PAGE_BYTES]
+
+    def room(self, first: int, count: int) -> memoryview:
+        """The staging buffer."""
+        del first
+        return self._bytes[: count * PAGE_BYTES]
+
+    def stage(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """One after another in the staging buffer."""
+        memory, rows, count = self._memory, self._rows, len(numbers)
+        real = self._real(numbers)
+        if real or self._spoiled:
+            rows[: self._spoiled] = self._body[: self._spoiled]
+            rows[:real] = memory.words[numbers[:real]]
+            self._spoiled = real
+        rows[real:count, 0] = numbers[real:]
+        rows[real:count, 1] = memory.versions[numbers[real:]]
+        return self._order[:count]
+
+    def places(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """One after another in the staging buffer."""
+        return self._order[: len(numbers)]
+
+    def arrived(self, numbers: NDArray[np.uint32]) -> None:
+        """Check the numbers, keep the versions, and copy real pages."""
+        memory, rows, count = self._memory, self._rows, len(numbers)
+        real = self._real(numbers)
+        wrong = np.flatnonzero(rows[real:count, 0] != numbers[real:])
+        if len(wrong):
+            page, says = int(numbers[real + wrong[0]]), int(rows[real + wrong[0], 0])
+            raise WireError(f"what came for page {page} says that it is page {says}")
+        memory.words[numbers[:real]] = rows[:real]
+        memory.versions[numbers[real:]] = rows[real:count, 1]
+
+    def _real(self, numbers: NDArray[np.uint32]) -> int:
+        return int(np.searchsorted(numbers, self._memory.real_pages))
+
+
+def wire_pages(memory: Memory) -> WirePages:
+    """The pages of this memory, for one end of one stream.
+
+    Raises:
+        TypeError: it is none that the engine knows.
+    """
+    if isinstance(memory, SyntheticMemory):
+        return SyntheticPages(memory)
+    if isinstance(memory, GuestMemory):
+        return RealPages(memory)
+    raise TypeError(f"the engine can't send {type(memory).__name__}")
