@@ -69,10 +69,9 @@ def regions(spec: GuestSpec) -> list[range]:
             f"VM {spec.name}: the working sets of its workloads take {wanted}, and there are "
             f"{room}; make them smaller, or the memory larger"
         )
-    found = []
+    found, data = [], range(first, end)
     for workload, count in zip(spec.workloads, counts, strict=True):
-        whole = isinstance(workload, Replay)
-        found.append(range(first, end) if whole else range(first, first + count))
+        found.append(data if isinstance(workload, Replay) else range(first, first + count))
         first += count
     return found
 
