@@ -6,6 +6,7 @@ import select
 import socket
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -76,12 +77,16 @@ class Network:
             for one in self._listeners.pop(port):
                 self._forget(one)
         for port in sorted(wanted - set(self._listeners)):
-            opened = self._listeners.setdefault(port, [])
-            for family in (socket.AF_INET, socket.AF_INET6):
-                one = socket.create_server(
-                    ("", port), family=family, backlog=_BACKLOG, reuse_port=False
-                )
-                opened.append(one)
+            with ExitStack() as undo:
+                opened = [
+                    undo.enter_context(
+                        socket.create_server(("", port), family=family, backlog=_BACKLOG)
+                    )
+                    for family in (socket.AF_INET, socket.AF_INET6)
+                ]
+                undo.pop_all()
+            self._listeners[port] = opened
+            for one in opened:
                 one.setblocking(False)
                 self._sockets[one.fileno()] = one
                 self._epoll.register(one, select.EPOLLIN)

@@ -39,7 +39,8 @@ def run(
     `{"event": "trouble", "message"}`, and served no more.
 
     `{"command": "services", "workloads": [...]}` (`workloads.to_json`, those of other kinds are
-    passed over): what is listened to from now on. Answers `{"ports": [...], "ping": bool}`.
+    passed over): what is listened to from now on; open connections stay. Answers
+    `{"ports": [...], "ping": bool}`.
 
     `{"command": "attach", "pid", "line", "vcpus"}`: a guest that is or will be run by the VMX
     `pid`; `line` are the numbers of its descriptors (`Guest.nic_line`). Several may be attached;
@@ -206,8 +207,11 @@ class _Nic:
     def _services(self, message: dict[str, Any]) -> dict[str, Any]:
         workloads = of_network(tuple(from_json(one) for one in message["workloads"]))
         ping = any(isinstance(one, Ping) for one in workloads)
+        ports = [one.port for one in workloads if not isinstance(one, Ping)]
+        if len(set(ports)) < len(ports):
+            raise LabError(f"workloads of one VM share a TCP port, of {sorted(ports)}")
         try:
-            self._network.listen(one.port for one in workloads if not isinstance(one, Ping))
+            self._network.listen(ports)
             if ping != self._network.answers_echoes:
                 self._network.answer_echoes(self._open_echoes() if ping else None)
         except OSError as error:
