@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from testbed.lab.directory import LabDirectory
     from testbed.lab.journal import Journal
     from testbed.lab.lines import Message
+    from testbed.lab.watch import Watch
     from testbed.plan.steps import LabStep
     from testbed.topology.model import Topology
 
@@ -75,6 +76,8 @@ class Estate:
         self.describing = asyncio.Lock()
         """Held while `topology` changes, which a link's change may do beside a migration."""
         self.wires = Wires(Network.cpu_of(journal.plan.lab, cpu_count()))
+        self.watches: list[Watch] = []
+        """Whatever feels for a VM now (testbed/lab/felt.py)."""
         self.teams = Teams()
         self.reservations = Reservations()
 

@@ -68,10 +68,11 @@ def migration_result(
     outcome: Outcome,
     wires: tuple[WireReport, ...],
     since_ns: int,
+    felt: Message | None,
 ) -> dict[str, Any]:
     """A `report.result.MigrationResult` as JSON, with the whole input in it.
 
-    `since_ns` is when it began, on CLOCK_MONOTONIC.
+    `since_ns` is when it began, on CLOCK_MONOTONIC; `felt` what was felt of it.
     """
     physical = find_path(
         estate.topology,
@@ -120,6 +121,7 @@ def migration_result(
         },
         "wires": [asdict(wire) for wire in wires],
         "notices": [*_notices(path), *_changes(estate, since_ns)],
+        "felt": felt,
         "path_goodput_bps": physical.goodput_bps(path.ip_version) if physical else None,
     }
 

@@ -12,14 +12,13 @@ import os
 import select
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from testbed.errors import LabError
 from testbed.guest import layout
 from testbed.guest.specification import SMALL_PAGE_BYTES
-from testbed.guest.workloads import from_json
 from testbed.lab.lines import LineSocket, Message
 from testbed.measure.guest_judge import judge
 from testbed.measure.guest_samples import GuestSamples, VcpuSamples, WorkloadSamples, series
@@ -227,7 +226,7 @@ def run(
     *,
     memory: tuple[int, int],
     vcpus: int,
-    workloads: Sequence[dict[str, Any]],
+    workloads: Sequence[Workload],
     interval_ns: int,
 ) -> None:
     """Sample the guest in `memory`, (pid, descriptor), until the supervisor ends it.
@@ -236,7 +235,7 @@ def run(
     without a word and answers {"command": "report", "from_ns": .., "until_ns": ..}.
     """
     lines = LineSocket(control)
-    probe = Probe(vcpus, [from_json(one) for one in workloads], interval_ns)
+    probe = Probe(vcpus, workloads, interval_ns)
     try:
         probe.follow([memory])
         probe.sample()

@@ -16,6 +16,7 @@ from testbed.lab.change import apply
 from testbed.lab.client import error_message
 from testbed.lab.directory import LabDirectory
 from testbed.lab.estate import Estate
+from testbed.lab.felt import feel
 from testbed.lab.identity import ProcessIdentity
 from testbed.lab.journal import Journal
 from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
@@ -100,6 +101,7 @@ class Supervisor:
             "link": lambda: self._link(request, emit),
             "wires": estate.wire_reading,
             "migrate": lambda: self._alone(migrate(estate, request, emit, gone), emit),
+            "feel": lambda: feel(estate, request, gone),
         }
         try:
             command = commands.get(request.get("command", ""))

@@ -17,6 +17,7 @@ from testbed.lab.admission import reasons_against, vmotion_path
 from testbed.lab.change import alter_steps
 from testbed.lab.child import Child, checked
 from testbed.lab.estate import RunningVM
+from testbed.lab.felt import follow, wait_unless, watching
 from testbed.lab.outcome import Arrived, Outcome, migration_result
 from testbed.lab.planning import plan_here
 from testbed.lab.wires import reports
@@ -47,19 +48,26 @@ async def migrate(
 ) -> Message:
     """Move a VM and return the result as JSON; a migration that failed has a result too.
 
+    `request["probe"]`, if there, says how it is to be felt (testbed/lab/felt.py).
     When `gone` is set (whoever asked has gone away) it is cancelled, if it still can be.
 
     Raises:
         InputError: there is no such VM or host.
         LabError: the VM may not move there; nothing was touched.
     """
-    started_ns = time.monotonic_ns()
     running, vm, host = _checked_request(estate, request)
     path = vmotion_path(estate.topology.host(running.step.host), host)
-    move = _Move(estate, running, vm, host, path, request, emit, gone, started_ns)
-    standing, before = running.step, await estate.wire_reading()
-    outcome = await move.carry_out()
-    wires = reports(before, await estate.wire_reading())
+    probe = request.get("probe")
+    around_ns = probe["around_ns"] if probe else 0
+    async with watching(estate, running, probe) as watch:
+        await wait_unless(gone, around_ns)
+        started_ns = time.monotonic_ns()
+        move = _Move(estate, running, vm, host, path, request, emit, gone, started_ns)
+        standing, before = running.step, await estate.wire_reading()
+        outcome = await move.carry_out()
+        wires = reports(before, await estate.wire_reading())
+        await wait_unless(gone, around_ns)
+        felt = await watch.report(started_ns, time.monotonic_ns()) if probe else None
     return migration_result(
         estate,
         request,
@@ -68,6 +76,7 @@ async def migrate(
         outcome=outcome,
         wires=wires,
         since_ns=started_ns,
+        felt=felt,
     )
 
 
@@ -149,6 +158,7 @@ class _Move:
             estate.follow(old.placement, placement)
             arriving = await estate.spawn(step)
             stack.push_async_callback(arriving.end)
+            stack.callback(follow, estate, self.vm.name, self._memory())
             outcome = await self._transfer(arriving, _wires(made), _wires(gone))
             if outcome.arrived is not None:
                 stack.pop_all()
@@ -162,7 +172,12 @@ class _Move:
         """The VM is at its new host: let go of the old one."""
         leaving = self.running.channel
         self.estate.vms[self.vm.name] = RunningVM(step, arriving, memory_fd)
+        follow(self.estate, self.vm.name, (arriving.pid, memory_fd))
         await leaving.end()
+
+    def _memory(self) -> tuple[int, int]:
+        """The guest's at the source: process and descriptor."""
+        return self.running.channel.pid, self.running.memory_fd
 
     def _spec(self) -> dict[str, Any]:
         return {
@@ -191,7 +206,9 @@ class _Move:
         async with leaving.conversation:
             self.running.migrating = True
             arriving.ask({"command": "receive", **there})
-            checked(await arriving.receive(PREPARE_DEADLINE_S))
+            said = checked(await arriving.receive(PREPARE_DEADLINE_S))
+            there_too = (arriving.pid, said["memory_fd"])
+            follow(self.estate, self.vm.name, self._memory(), there_too)
             leaving.ask({"command": "migrate", "started_ns": self.started_ns, **here})
             source = asyncio.create_task(self._follow_source(leaving))
             destination = asyncio.create_task(self._follow_destination(leaving, arriving))

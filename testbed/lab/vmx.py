@@ -180,7 +180,7 @@ class _Vmx:
             self._plug(message) as plug,
             destination.Destination(spec, self._enter_vm) as prepared,
         ):
-            self._say({"event": "listening"})
+            self._say({"event": "listening", "memory_fd": prepared.guest.memory.fd})
             hooks = destination.DestinationHooks(
                 hold=partial(self._hold, prepared), open=plug.open_and_announce
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from testbed.measure.guest_felt import GuestFelt  # noqa: TC001 - the store reads the types
 from testbed.measure.series import Series  # noqa: TC001 - as above
@@ -41,17 +41,27 @@ class PingFelt:
 class SessionFelt:
     """A TCP session with a service of the guest, open all the time.
 
-    `received_bytes` were the right ones, each checked. `longest_gap_ns` is the longest time in
-    which none came, from `longest_gap_at_ns` on. `trouble` says how it ended too early, or what
-    was wrong with what came. `rate` is what was received, in bytes per second.
+    `counts` are its own figures: downloads; parts, those late and missing; messages sent and
+    answered. Of what was received every byte was compared, `wrong_bytes` were not what they should
+    be. `longest_gap_ns` is the longest time in which nothing came though it should have, from
+    `longest_gap_at_ns` on. `broken` says why it ended early. `course` is its rate (web), the
+    gaps between parts (media), or the round trips (echo).
     """
 
-    service: str
+    service: Literal["web", "media", "echo"]
+    counts: dict[str, int]
     received_bytes: int
+    wrong_bytes: int
     longest_gap_ns: int
     longest_gap_at_ns: int
-    rate: Series
-    trouble: str | None = None
+    course: Series
+    broken: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What was wrong with it, in words."""
+        wrong = [f"{self.wrong_bytes:,} wrong bytes"] if self.wrong_bytes else []
+        return "; ".join([*wrong, *([f"broken: {self.broken}"] if self.broken else [])]) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,9 +179,10 @@ def _ping_figure(ping: PingFelt, client: str) -> Figure:
 
 
 def _session_figure(one: SessionFelt, client: str) -> Figure:
+    counts = ", ".join(f"{count:,} {name}" for name, count in one.counts.items())
     text = (
-        f"{format_size(one.received_bytes)}, longest gap {format_duration(one.longest_gap_ns)} "
-        f"at {format_duration(one.longest_gap_at_ns)}"
+        f"{counts}, {format_size(one.received_bytes)}; longest gap "
+        f"{format_duration(one.longest_gap_ns)} at {format_duration(one.longest_gap_at_ns)}"
     )
     if one.trouble:
         text += f"; {one.trouble}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from testbed.report.felt import in_short
 from testbed.units import format_byte_rate, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ def summary(result: MigrationResult) -> list[Figure]:
         )
     else:
         found.append(Figure("Verification", "not asked for", "migrate --verify compares"))
+    if result.felt is not None and (text := in_short(result.felt)):
+        measured = "its own counters, and its clients beside it"
+        found.append(Figure("The guest felt", text, measured))
     found += [_wire_figure(wire) for wire in result.wires]
     found += [Figure("Notice", notice, "from the topology") for notice in result.notices]
     return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from testbed.report import svg
 from testbed.report.charts import pages_chart, throughput_chart
+from testbed.report.felt_page import chart_part, felt_figures
 from testbed.report.figures import COLUMNS, iteration_cells, succeeded, summary, verdict
 from testbed.report.files import write_whole
 from testbed.report.style import CSS, SCRIPT
@@ -102,6 +103,7 @@ def _charts(result: MigrationResult) -> list[str]:
         ),
         svg.render(pages_chart(engine)),
         "<output></output></figure>",
+        *(chart_part(result.felt, engine) if result.felt is not None else ()),
     ]
 
 
@@ -116,6 +118,11 @@ def _tables(result: MigrationResult) -> list[str]:
         "<h2>What was achieved, and how it was measured</h2>",
         _table(("Figure", "Value", "Measured as"), figures),
     ]
+    if result.felt is not None:
+        told = [
+            (figure.name, figure.value, figure.measured) for figure in felt_figures(result.felt)
+        ]
+        parts += ["<h2>Felt in figures</h2>", _table(("Figure", "Value", "Measured as"), told)]
     if engine is not None and engine.streams:
         parts += ["<h2>Streams</h2>", _streams(engine)]
     return parts

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from testbed.report.felt import Felt  # noqa: TC001 - the store reads the types
+
 SCHEMA_VERSION = 1
 
 
@@ -157,7 +159,8 @@ class MigrationResult:
     `scale_divisor` is k of a scale of 1/k: nominal sizes and rates are k times those here.
     `path_goodput_bps` is the TCP payload that the path's slowest link can carry
     (testbed.measure.theory); None if no link of the path is shaped. `wires` are the lab's links
-    with latency, `notices` what a reader has to know beside the figures.
+    with latency, `notices` what a reader has to know beside the figures. `felt` is what the guest
+    and its clients felt; None if nothing watched.
     """
 
     schema_version: int
@@ -182,6 +185,7 @@ class MigrationResult:
     path_goodput_bps: int | None = None
     wires: tuple[WireReport, ...] = ()
     notices: tuple[str, ...] = ()
+    felt: Felt | None = None
 
     @property
     def invalid(self) -> str | None:

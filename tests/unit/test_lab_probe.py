@@ -117,8 +117,7 @@ def test_what_is_not_there_cannot_be_read(memories: tuple[Memory, Memory]) -> No
 def test_it_samples_until_it_is_asked(memories: tuple[Memory, Memory]) -> None:
     ours, theirs = socket.socketpair()
     asked: dict[str, Any] = {"memory": memories[0].place, "vcpus": VCPUS, "interval_ns": 1_000_000}
-    told = [workloads.to_json(one) for one in WORKLOADS]
-    thread = threading.Thread(target=lambda: probe.run(theirs, workloads=told, **asked))
+    thread = threading.Thread(target=lambda: probe.run(theirs, workloads=WORKLOADS, **asked))
     begin = time.monotonic_ns()
     memories[0].beat(begin)
     with ours, theirs:
