@@ -84,3 +84,5 @@ class RunBlock:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            self.run = self.state = self.sleep = self.program = np.empty(0, np.int64)
+            del self._mapping

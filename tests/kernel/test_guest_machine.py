@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import signal
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from testbed.errors import MigrationError
-from testbed.guest import tracking
-from testbed.guest.layout import control_pages
+from testbed.errors import InputError, MigrationError
+from testbed.guest import layout, tracking
 from testbed.guest.machine import Guest
 from testbed.guest.memory import GuestMemory
+from testbed.guest.run_block import GO, RUNNING, STOP, STOPPED, RunBlock
 from testbed.guest.specification import GuestSpec
-from testbed.guest.workload import fill, vcpu_workload
+from testbed.guest.tasks.build import build, fill_key, filled
+from testbed.guest.workloads import Allocate, Iometer, Oltp, Writer
 
 pytestmark = pytest.mark.root
 
@@ -27,14 +31,12 @@ BACKENDS = [
 ]
 
 
-def busy(**changes):
+def busy(kind="uniform", rate=800 * 10**6, working_set_bytes=16 * MIB, **changes):
     fields = {
         "name": "vm",
         "memory_bytes": 32 * MIB,
         "vcpus": 3,
-        "workload": "uniform",
-        "dirty_rate_bytes_per_s": 800 * 10**6,
-        "working_set_bytes": 16 * MIB,
+        "workloads": (Writer(kind, rate, working_set_bytes),),
         "seed": 5,
     }
     return GuestSpec(**{**fields, **changes})
@@ -47,20 +49,27 @@ def wait_until(condition, seconds=10):
         time.sleep(0.001)
 
 
-def progressed(guest):
-    batches = guest.counters()["batches"]
+def progressed(guest, vcpus=slice(None)):
+    steps = guest.counters()["steps"]
 
     def all_further():
-        return (guest.counters()["batches"] > batches).all()
+        return (guest.counters()["steps"] > steps)[vcpus].all()
 
     wait_until(all_further)
 
 
+def all_tasks_did(guest, what):
+    def enough():
+        return (guest.task_counters()[what] > 3).all()
+
+    wait_until(enough)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["uniform", "sequential"])
+@pytest.mark.parametrize("kind", ["uniform", "sequential", "zipf"])
 def test_no_write_is_missed_and_none_made_up(backend, kind):
     """A shadow kept up to date with what is collected, while several vCPUs write, is exact."""
-    with Guest.power_on(busy(workload=kind), tracking=backend) as guest:
+    with Guest.power_on(busy(kind), tracking=backend) as guest:
         tracker = guest.tracker()
         tracker.install()
         shadow = guest.memory.words.copy()
@@ -70,8 +79,8 @@ def test_no_write_is_missed_and_none_made_up(backend, kind):
             shadow[pages] = guest.memory.words[pages]
         progressed(guest)
         guest.suspend()
-        last = np.union1d(tracker.collect(), np.arange(guest.control_pages()))
-        assert len(last) > guest.control_pages()
+        last = np.union1d(tracker.collect(), guest.state_pages())
+        assert len(last) > len(guest.state_pages())
         shadow[last] = guest.memory.words[last]
         assert (shadow == guest.memory.words).all()
         assert not len(tracker.collect())  # each write is told once
@@ -81,31 +90,42 @@ def test_no_write_is_missed_and_none_made_up(backend, kind):
         guest.suspend()
         found = tracker.collect()
         changed = np.flatnonzero((shadow != guest.memory.words).any(axis=1))
-        data = [pages[pages >= guest.control_pages()].tolist() for pages in (found, changed)]
+        data = [np.setdiff1d(pages, guest.state_pages()).tolist() for pages in (found, changed)]
         assert data[0] == data[1] != []
         tracker.remove()
         guest.resume()
         progressed(guest)  # unprotected memory is written as before
 
 
-@pytest.mark.parametrize("kind", ["uniform", "sequential"])
-def test_memory_follows_from_the_counters_alone(kind):
-    """What a guest wrote can be worked out from the seed and how many batches it did."""
-    spec = busy(workload=kind, memory_bytes=8 * MIB, working_set_bytes=4 * MIB)
+MANY = (
+    Writer("uniform", 300 * 10**6, 2 * MIB),
+    Writer("sequential", 300 * 10**6, 2 * MIB),
+    Writer("zipf", 300 * 10**6, 2 * MIB),
+    Allocate(4 * MIB, 40 * 10**6),
+)
+
+
+def test_memory_follows_from_the_counters_alone():
+    """What a guest wrote can be worked out from the seed and how many batches each task did."""
+    spec = busy(memory_bytes=16 * MIB, workloads=MANY, in_use_bytes=12 * MIB)
     with Guest.power_on(spec) as guest, GuestMemory("again", spec.memory_bytes) as again:
         for _ in range(3):
             progressed(guest)
             guest.suspend()
             guest.resume()
+        all_tasks_did(guest, "batches")
         guest.suspend()
-        fill(again, spec)
-        for vcpu, record in enumerate(guest.counters()):
-            work = vcpu_workload(spec, vcpu)
-            assert record["pages_written"] == record["batches"] * work.pages_per_batch
-            for batch in range(record["batches"]):
-                work.write(again, batch)
-        data = slice(control_pages(spec.vcpus), None)
+        records = guest.task_counters()
+        again.fill(filled(spec).start, len(filled(spec)), fill_key(spec))
+        for vcpu in range(spec.vcpus):
+            for given, task in build(spec, vcpu, again):
+                record = records[given.number, vcpu]
+                written = sum(len(task.write(again, k)) for k in range(record["batches"]))
+                assert record["pages_written"] == written > 0
+                del given, task
+        data = slice(layout.first_data_page(spec.vcpus), None)
         assert (again.words[data] == guest.memory.words[data]).all()
+        assert not again.words[filled(spec).stop :].any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -125,21 +145,21 @@ def test_suspended_memory_stands_still(backend):
 
 
 def test_an_idle_guest_beats_and_writes_nothing_else():
-    with Guest.power_on(busy(workload="idle")) as guest:
+    with Guest.power_on(busy(workloads=())) as guest:
         first = guest.counters()["beat_ns"].copy()
-        data = guest.memory.words[guest.control_pages() :].copy()
-        time.sleep(0.2)
+        data = guest.memory.words[len(guest.state_pages()) :].copy()
+        time.sleep(0.3)
         assert (guest.counters()["beat_ns"] > first + 50_000_000).all()
-        assert (guest.counters()["batches"] == 0).all()
-        assert (guest.memory.words[guest.control_pages() :] == data).all()
+        assert (guest.counters()["steps"] == 0).all()
+        assert (guest.memory.words[len(guest.state_pages()) :] == data).all()
 
 
 def test_the_rate_asked_for_is_kept_and_a_stop_is_not_made_up():
-    with Guest.power_on(busy(vcpus=2, dirty_rate_bytes_per_s=40 * 10**6)) as guest:
+    with Guest.power_on(busy(vcpus=2, rate=40 * 10**6)) as guest:
         progressed(guest)
 
         def written():
-            return int(guest.counters()["pages_written"].sum()) * 4096, time.monotonic()
+            return int(guest.task_counters()["pages_written"].sum()) * 4096, time.monotonic()
 
         shares = []
         for _ in range(5):  # another program may have the CPU, or part the two readings
@@ -165,14 +185,14 @@ def test_a_masked_guest_writes_nothing_and_starts_from_memory():
         progressed(source)
         source.suspend()
         counters = source.counters()
-        with pytest.raises(MigrationError, match="control page"):
+        with pytest.raises(MigrationError, match="no header"):
             target.resume()
         target.memory.words[:] = source.memory.words
         time.sleep(0.02)
         assert (target.memory.words == source.memory.words).all()
         target.resume()
         progressed(target)
-        assert (target.counters()["batches"] > counters["batches"]).all()
+        assert (target.counters()["steps"] > counters["steps"]).all()
         assert (target.counters()["resume_gap_ns"] > 20_000_000).all()
         assert (source.counters() == counters).all()
 
@@ -257,3 +277,171 @@ def test_the_probe_chooses_what_works():
     name, reason = tracking.probe()
     assert lacks[name] is None
     assert reason
+
+
+def test_one_vcpu_is_claimed_while_the_others_run():
+    with Guest.power_on(busy()) as guest:
+        progressed(guest)
+        for vcpu in (1, 1, 0):
+            before = guest.counters()
+            guest.claim(vcpu)
+            assert not guest.running
+            still = guest.counters()[vcpu]
+            progressed(guest, np.arange(3) != vcpu)
+            assert guest.counters()[vcpu] == still
+            guest.release(vcpu)
+            assert guest.running
+            progressed(guest)
+            after = guest.counters()[vcpu]
+            assert after["stopped_ns"] > before[vcpu]["stopped_ns"]
+            assert after["resumes"] == 1  # the guest was not suspended
+        guest.claim(2)
+        guest.suspend()  # which a vCPU that is claimed already takes part in
+        guest.resume()
+        progressed(guest)
+
+
+def test_all_of_a_vcpus_time_is_accounted_for():
+    with Guest.power_on(busy(rate=100 * 10**6)) as guest:
+        first = guest.counters()["resumed_at_ns"].copy()
+        guest.throttle(500_000)
+        progressed(guest)
+        time.sleep(0.1)
+        guest.suspend()
+        time.sleep(0.1)
+        guest.resume()
+        progressed(guest)
+        guest.claim(0)
+        guest.release(0)
+        guest.suspend()
+        seen = guest.counters()
+        parts = [seen[part] for part in ("run_ns", "idle_ns", "throttled_ns", "stopped_ns")]
+        assert (sum(parts) == seen["beat_ns"] - first).all()
+        assert all((part > 0).all() for part in parts)
+        assert (seen["stopped_ns"] > 90_000_000).all()
+
+
+def test_workloads_are_switched_on_a_running_guest():
+    with Guest.power_on(busy()) as guest:
+        progressed(guest)
+        guest.switch_workloads(MANY)
+        assert guest.running
+        assert guest.program.workloads == MANY
+        all_tasks_did(guest, "batches")
+        assert guest.task_counters().shape == (4, 3)
+        guest.switch_workloads(())
+        guest.suspend()
+        still = guest.memory.words[len(guest.state_pages()) :].copy()
+        guest.switch_workloads((Oltp(1000, 4 * MIB),))  # it stays suspended
+        assert not guest.running
+        assert not guest.task_counters()["batches"].any()
+        assert (guest.memory.words[len(guest.state_pages()) :] == still).all()
+        guest.resume()
+        all_tasks_did(guest, "operations")
+
+
+def test_a_guest_that_was_switched_is_made_again_from_its_program():
+    with Guest.power_on(busy()) as source:
+        source.switch_workloads((Writer("zipf", 10**8, MIB),))
+        progressed(source)
+        source.suspend()
+        with Guest.create_masked(source.program) as target:
+            target.memory.words[:] = source.memory.words
+            done = source.task_counters()["batches"]
+            target.resume()
+            progressed(target)
+            assert (target.task_counters()["batches"] >= done).all()
+            changed = (target.memory.words != source.memory.words).any(axis=1).nonzero()[0]
+            first = layout.first_data_page(3)
+            assert set(changed) <= {*source.state_pages(), *range(first, first + 256)}
+
+
+@pytest.mark.parametrize(
+    "workloads",
+    [
+        (Writer("uniform", 10**6, 64 * MIB),),
+        (Oltp(10, 3 * 4096),),
+        (Iometer(MIB, block_bytes=100),),
+        (Writer("uniform", 10**6, MIB),) * 9,
+    ],
+)
+def test_workloads_that_do_not_fit_are_refused_and_the_old_ones_run_on(workloads):
+    with Guest.power_on(busy()) as guest:
+        progressed(guest)
+        before = guest.task_counters()["batches"]
+        with pytest.raises((InputError, ValueError)):
+            guest.switch_workloads(workloads)
+        assert guest.program == guest.spec
+        progressed(guest)
+        assert (guest.task_counters()["batches"] > before).all()
+        assert guest.counters()["resumes"].tolist() == [1, 1, 1]
+
+
+def test_a_task_that_fails_says_why_and_the_others_go_on():
+    """An I/O workload whose datastore is not there."""
+    work = (Iometer(MIB), Writer("uniform", 10**8, MIB))
+    with Guest.power_on(busy(workloads=work, directory="/nonexistent")) as guest:
+        wait_until(lambda: len(guest.failed_tasks()) == 3)
+        assert guest.failed_tasks() == tuple((0, vcpu, errno.ENOENT) for vcpu in range(3))
+        guest.suspend()
+        guest.resume()
+        progressed(guest)
+        assert (guest.task_counters()["batches"][1] > 0).all()
+
+
+def test_vcpus_run_where_they_are_pinned():
+    cpus = sorted(os.sched_getaffinity(0))
+    with Guest.power_on(busy(affinity=tuple(cpus[:2]))) as guest:
+        pinned = [os.sched_getaffinity(pid) for pid in guest.pids]
+        assert pinned == [{cpus[:2][n % len(cpus[:2])]} for n in range(3)]
+    with Guest.power_on(busy(vcpus=1, affinity=tuple(cpus))) as guest:
+        assert os.sched_getaffinity(guest.pids[0]) == set(cpus)
+    with pytest.raises(InputError, match="can't run on CPU 8191"):
+        Guest.power_on(busy(affinity=(cpus[0], 8191)))
+    assert os.sched_getaffinity(0) == set(cpus)
+
+
+def test_an_attached_nic_stops_and_goes_on_with_the_vcpus():
+    """Another process has the NIC's line of the run block; here this one."""
+    with Guest.power_on(busy()) as guest:
+        fds = guest.nic_line()
+        block = RunBlock(3, os.dup(fds["block"]))
+        nic = threading.Thread(target=_follow, args=(block, fds["kick"], fds["answer"]))
+        nic.start()
+        try:
+            before = len(guest.state_pages())
+            guest.attach_nic()
+            wait_until(lambda: block.state[3] == RUNNING)
+            assert len(guest.state_pages()) == before + layout.NIC_PAGES
+            guest.suspend()
+            assert block.state[3] == STOPPED
+            guest.resume()
+            assert block.state[3] == RUNNING
+            progressed(guest)
+            guest.detach_nic()
+            wait_until(lambda: block.state[3] == STOPPED)
+            guest.suspend()
+            guest.resume()
+            assert block.state[3] == STOPPED
+            nic_ended(nic, block, fds["kick"])
+            guest.attach_nic()
+            block.state[3] = RUNNING  # so it said when it died
+            with pytest.raises(MigrationError, match="NIC process of vm did not stop"):
+                guest.suspend(deadline_ns=50_000_000)
+            progressed(guest)
+        finally:
+            nic_ended(nic, block, fds["kick"])
+            block.close()
+
+
+def _follow(block, kick_fd, answer_fd):
+    while (command := block.run[3]) in {STOP, GO}:
+        block.state[3] = RUNNING if command == GO else STOPPED
+        os.eventfd_write(answer_fd, 1)
+        select.select([kick_fd], [], [], 1)
+
+
+def nic_ended(nic, block, kick_fd):
+    block.run[3] = 7
+    os.eventfd_write(kick_fd, 1)
+    nic.join(10)
