@@ -9,7 +9,7 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from testbed.guest.pagemap import PagemapTracker
 from testbed.guest.program import encode
 from testbed.guest.run_block import CLAIM, GO, RUNNING, STOP, STOPPED, RunBlock
 from testbed.guest.tasks.build import build, fill_key, filled, regions
+from testbed.guest.tracing import TracedTracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from testbed.guest.bytemap import Bytemap
     from testbed.guest.specification import GuestSpec
+    from testbed.guest.tracing import TraceMode
     from testbed.guest.tracking import DirtyTracker, TrackingName
     from testbed.guest.workloads import Workload
 
@@ -321,12 +323,23 @@ class Guest:
         ended = {fd for fd, _ in poll.poll(0)}
         return tuple(number for number, fd in enumerate(self.pidfds) if fd in ended)
 
-    def tracker(self) -> DirtyTracker:
-        """Dirty tracking of this guest, not yet installed."""
+    @overload
+    def tracker(self, mode: None = None) -> DirtyTracker: ...
+    @overload
+    def tracker(self, mode: TraceMode) -> TracedTracker: ...
+    def tracker(self, mode: TraceMode | None = None) -> DirtyTracker:
+        """Dirty tracking of this guest, not yet installed; in a mode it reports what it costs.
+
+        Raises:
+            KernelError: the kernel doesn't trace this memory so.
+        """
+        tracker: BytemapTracker | PagemapTracker
         if self._written is not None:
-            return BytemapTracker(self._written)
-        vcpus = tuple(zip(self.pids, self._userfaultfds, strict=True))
-        return PagemapTracker(vcpus, self.memory.address, self.memory.size_bytes)
+            tracker = BytemapTracker(self._written)
+        else:
+            vcpus = tuple(zip(self.pids, self._userfaultfds, strict=True))
+            tracker = PagemapTracker(vcpus, self.memory.address, self.memory.size_bytes)
+        return tracker if mode is None else TracedTracker(self, tracker, mode)
 
     def power_off(self) -> None:
         """End the vCPUs, prove that they are gone, and free the memory."""

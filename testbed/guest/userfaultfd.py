@@ -42,12 +42,16 @@ def open_userfaultfd() -> int:
     return fd
 
 
-def protect(fd: int, address: int, size_bytes: int) -> None:
-    """Write-protect a range of that process's memory; first writes are noted, not stopped."""
+def register(fd: int, address: int, size_bytes: int) -> None:
+    """Make a range of that process's memory one that can be protected."""
     fcntl.ioctl(fd, _REGISTER, struct.pack("QQQQ", address, size_bytes, _MODE_WP, 0))
+
+
+def protect(fd: int, address: int, size_bytes: int) -> None:
+    """Write-protect a part of a registered range; first writes are noted, not stopped."""
     fcntl.ioctl(fd, _WRITEPROTECT, struct.pack("QQQ", address, size_bytes, 1))
 
 
-def unprotect(fd: int, address: int, size_bytes: int) -> None:
-    """Undo `protect`."""
+def unregister(fd: int, address: int, size_bytes: int) -> None:
+    """Undo `register`: the range is protected no more."""
     fcntl.ioctl(fd, _UNREGISTER, struct.pack("QQ", address, size_bytes))
