@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from testbed.cli.felt import DEFAULT_INTERVAL, FROM, LATE, probe_request
+
 if TYPE_CHECKING:
     from testbed.report.progress import Update
     from testbed.report.result import MigrationResult
@@ -26,6 +28,14 @@ RESULTS = "testbed-results"
     metavar="TIME",
     help="Stun the guest when the rest can be sent within this time.",
 )
+@click.option(
+    "--probe",
+    metavar="TIME",
+    help=f"How often the guest's own counters are read while it moves, 1ms to 1s, or off; "
+    f"{DEFAULT_INTERVAL} if left out. With --probe or --from also for a second before and after.",
+)
+@FROM
+@LATE
 @click.option("--verify", is_flag=True, help="Compare both memories page by page before resuming.")
 @click.option(
     "--results",
@@ -40,6 +50,9 @@ def migrate_command(
     to: str,
     lab: str | None,
     switchover_goal: str,
+    probe: str | None,
+    client: str | None,
+    late: str,
     verify: bool,
     results: Path,
     no_results: bool,
@@ -65,6 +78,7 @@ def migrate_command(
         raise InputError(f"--switchover-goal: {error}") from error
     if goal_ns == 0:
         raise InputError("--switchover-goal: a stun of no time at all can't be; give 1ms or more")
+    asked = probe_request(probe, client, late)
     require_root(f"migrate {vm} --to {to}")
     directory, _ = running_lab(lab)
     if not no_results:
@@ -91,6 +105,7 @@ def migrate_command(
                 "to": to,
                 "switchover_goal_ns": goal_ns,
                 "verify": verify,
+                "probe": asked,
                 "command_line": " ".join(["testbed", *sys.argv[1:]]),
             },
             on_event=heed,

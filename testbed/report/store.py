@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from testbed.errors import InputError
+from testbed.report.felt import Felt
 from testbed.report.files import write_new
 from testbed.report.result import SCHEMA_VERSION, MigrationResult
 
@@ -70,6 +71,20 @@ def from_json(found: object, where: str) -> MigrationResult:
         raise InputError(f"{where}: {error}; it was changed or damaged, migrate again") from error
     assert isinstance(result, MigrationResult)
     return result
+
+
+def felt_from_json(found: object, where: str) -> Felt:
+    """What was felt, from parsed JSON, checked likewise.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        felt = _value(Felt, found, "felt")
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    assert isinstance(felt, Felt)
+    return felt
 
 
 def _value(kind: Any, found: Any, where: str) -> Any:  # noqa: C901
