@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LEAST_GRAIN_NS, MOST_GRAIN_NS = 10**6, 10**9
 _CONNECT_NS = 10 * 10**9
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16  # whose content is in the cache when it is compared
 _LONGEST_WAIT_NS = 50_000_000  # to look whether it is to end
 
 
