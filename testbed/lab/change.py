@@ -203,6 +203,4 @@ async def _undo(estate: Estate, steps: tuple[Step, ...]) -> None:
 async def _do(estate: Estate, steps: tuple[Step, ...], done: list[Step]) -> None:
     builder.build(kernel_steps(steps))  # all or nothing
     done += kernel_steps(steps)
-    for step in lab_steps(steps):
-        await estate.do(step)
-        done.append(step)
+    await estate.do_all(lab_steps(steps), done)

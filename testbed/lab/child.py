@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from testbed.errors import LabError, MigrationError
 from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
@@ -47,12 +47,27 @@ class Child:
         The supervisor has one thread, so forking it is safe; what it has imported, the child
         needn't. It holds no guest's memory, so the child gets none.
         """
-        ours, theirs = socket.socketpair()
         supervisor = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _become_child(theirs, main, supervisor)
-        theirs.close()
+
+        def fork(control: socket.socket) -> int:
+            pid = os.fork()
+            if pid == 0:
+                become_child(control, main, supervisor)
+            return pid
+
+        return await cls.start(fork)
+
+    @classmethod
+    async def start(cls, fork: Callable[[socket.socket], int]) -> Child:
+        """The child process that `fork` makes, given the other end of the control connection."""
+        ours, theirs = socket.socketpair()
+        try:
+            pid = fork(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         channel = cls(pid, os.pidfd_open(pid))
         reader, channel._writer = await asyncio.open_connection(sock=ours, limit=LARGEST_LINE_BYTES)
         channel._reading = asyncio.create_task(channel._read(reader))
@@ -146,10 +161,10 @@ def checked(answer: Message) -> Message:
     return answer
 
 
-def _become_child(
+def become_child(
     control: socket.socket, main: Callable[[socket.socket], None], supervisor: int
-) -> None:
-    """Run `main` in the forked child and never return: nothing of the supervisor's runs on."""
+) -> NoReturn:
+    """Run `main` in a process just forked and never return: nothing of its parent's runs on."""
     code = 1
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

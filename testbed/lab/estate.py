@@ -9,6 +9,7 @@ import shutil
 from collections import deque
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from testbed import topology as topologies
@@ -20,26 +21,29 @@ from testbed.lab.link_change import changed_links
 from testbed.lab.planning import network_here, plan_here
 from testbed.lab.reservations import Reservations
 from testbed.lab.teams import Teams
+from testbed.lab.together import at_most
 from testbed.lab.wires import Wires
 from testbed.plan.network import Network
 from testbed.plan.plan import step_from_json
 from testbed.plan.policies import DelayLine
-from testbed.plan.steps import DatastoreDirectory, Netns, PowerOn
+from testbed.plan.steps import DatastoreDirectory, LabStep, Netns, PowerOn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from testbed.lab.directory import LabDirectory
     from testbed.lab.journal import Journal
     from testbed.lab.lines import Message
+    from testbed.lab.preloaded import Preloaded
     from testbed.lab.watch import Watch
-    from testbed.plan.steps import LabStep
+    from testbed.plan.steps import Step
     from testbed.topology.model import Topology
 
 POWER_ON_DEADLINE_S = 120.0
 ANSWER_DEADLINE_S = 5.0
 MOST_LINK_EVENTS = 100
+VMS_AT_A_TIME_PER_CPU = 2  # powering on waits now and then, for a vCPU to answer
 
 
 @dataclass(slots=True)
@@ -62,7 +66,8 @@ class RunningVM:
 class Estate:
     """The lab as the supervisor holds it."""
 
-    def __init__(self, directory: LabDirectory, journal: Journal) -> None:
+    def __init__(self, directory: LabDirectory, journal: Journal, preloaded: Preloaded) -> None:
+        self._preloaded = preloaded
         self.directory = directory
         self.journal = journal
         self.written = topologies.loads(journal.topology_text, journal.topology_file)
@@ -99,18 +104,45 @@ class Estate:
 
     # -- making and unmaking what isn't in the kernel ------------------------------------
 
-    async def make(self, step: Message) -> Message:
-        """Carry out one lab step, given as JSON; `made` tells whether there was anything to do."""
-        parsed = step_from_json(step)
-        if not isinstance(parsed, DelayLine | DatastoreDirectory | PowerOn):
-            raise LabError(f"a supervisor makes no {parsed.kind}")
-        return {"made": await self.do(parsed)}
+    async def make(self, steps: list[Message]) -> Message:
+        """Carry out lab steps, given as JSON; `made` tells of each whether there was any need."""
+        parsed = []
+        for one in map(step_from_json, steps):
+            if not isinstance(one, LabStep):
+                raise LabError(f"a supervisor makes no {one.kind}")
+            parsed.append(one)
+        return {"made": await self.do_all(parsed, [])}
 
     async def commit(self) -> Message:
         """Note that the lab is up: every step has been carried out."""
         self.write_journal(self.journal.in_state("up"))
         self.follow(self.journal.placement)
         return {}
+
+    async def do_all(self, steps: Sequence[LabStep], done: list[Step]) -> list[bool]:
+        """Carry out lab steps in order, but VMs that follow one another several at a time.
+
+        Args:
+            steps: what to do.
+            done: gets each step once it has been carried out, for whoever must go back.
+
+        Returns:
+            Of each whether there was anything to do.
+
+        Raises:
+            LabError: one failed; the VMs that were under way meanwhile have been ended.
+        """
+
+        async def one(step: LabStep) -> bool:
+            made = await self.do(step)
+            done.append(step)
+            return made
+
+        made: list[bool] = []
+        for are_vms, group in groupby(steps, lambda step: isinstance(step, PowerOn)):
+            width = VMS_AT_A_TIME_PER_CPU * cpu_count() if are_vms else 1
+            made += await at_most(width, [partial(one, step) for step in group])
+        return made
 
     async def do(self, step: LabStep) -> bool:
         """Carry out one lab step; a VM that runs already is left alone, a failed one is not.
@@ -156,17 +188,12 @@ class Estate:
             _, running = self.vms.popitem()
             await running.channel.end()
         await self.wires.stop_all()
+        self._preloaded.close()
 
     async def spawn(self, step: PowerOn) -> Child:
         """A VMX process for a VM in its host's namespace, with nothing in it yet."""
-        return await Child.spawn(
-            partial(
-                vmx.run,
-                vm=step.vm,
-                vm_netns=step.netns,
-                host=step.host_netns,
-            )
-        )
+        arguments = {"vm": step.vm, "vm_netns": step.netns, "host": step.host_netns}
+        return await Child.start(partial(self._preloaded.fork_vmx, arguments=arguments))
 
     async def _power_on(self, step: PowerOn) -> None:
         files = self._files(step)

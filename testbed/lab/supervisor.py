@@ -22,6 +22,7 @@ from testbed.lab.journal import Journal
 from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
 from testbed.lab.link import change_link, in_place
 from testbed.lab.link_change import LinkChange
+from testbed.lab.preloaded import Preloaded
 from testbed.lab.vmotion import migrate
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Supervisor:
         estate = self.estate
         commands: dict[str, Callable[[], Awaitable[Message]]] = {
             "status": estate.status,
-            "make": lambda: estate.make(request["step"]),
+            "make": lambda: estate.make(request["steps"]),
             "commit": estate.commit,
             "apply": lambda: self._alone(
                 apply(estate, request["topology_file"], request["topology_text"]), emit
@@ -155,7 +156,8 @@ def main(arguments: list[str]) -> None:
         os.close(ready_fd)
         os.close(lock_fd)
 
-    estate = Estate(directory, Journal.read(directory.journal))
+    preloaded = Preloaded()
+    estate = Estate(directory, Journal.read(directory.journal), preloaded)
     asyncio.run(Supervisor(estate).serve(ready))
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from testbed.topology.model import Topology
 
 POWER_ON_DEADLINE_S = 180.0
+BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,14 @@ def up(
     topology: Topology,
     *,
     before: Callable[[Step], None] | None = None,
-    batch: int = 100,
+    batch: int = BATCH,
 ) -> Brought:
     """Build the lab of a topology, or see that it stands.
 
     Args:
         topology: validated.
         before: called before each step, for progress and for tests that let a step fail.
-        batch: how many messages the kernel gets at a time.
+        batch: how many messages the kernel, or steps the supervisor, gets at a time.
 
     Raises:
         PrivilegeError: not root.
@@ -93,7 +94,7 @@ def up(
             undo.callback(take_down, directory)
             journal.write(directory.journal)
             builder.build(kernel_steps(plan.steps), batch=batch, before=before)
-            _start(directory, journal, lock_fd, before)
+            _start(directory, journal, lock_fd, before, batch)
             undo.pop_all()
         return Brought("built", plan, cleaned)
 
@@ -103,28 +104,38 @@ def _start(
     journal: Journal,
     lock_fd: int,
     before: Callable[[Step], None] | None = None,
+    batch: int = BATCH,
 ) -> None:
     """Start the supervisor, power on the VMs, and note that the lab is up."""
     start_supervisor(directory, lock_fd)
-    _make(directory, journal, before)
+    _make(directory, journal, before, batch)
     request(directory, {"command": "commit"}, timeout_s=POWER_ON_DEADLINE_S)
 
 
 def _make(
-    directory: LabDirectory, journal: Journal, before: Callable[[Step], None] | None = None
+    directory: LabDirectory,
+    journal: Journal,
+    before: Callable[[Step], None] | None = None,
+    batch: int = BATCH,
 ) -> tuple[str, ...]:
     """Have the supervisor make what isn't there; the VMs that it powered on."""
-    powered_on = []
-    for step in lab_steps(journal.plan.steps):
+    powered_on: list[str] = []
+    steps = lab_steps(journal.plan.steps)
+    for first in range(0, len(steps), batch):
+        some = steps[first : first + batch]
         if before is not None:
-            before(step)
+            for step in some:
+                before(step)
         answer = request(
             directory,
-            {"command": "make", "step": step_to_json(step)},
+            {"command": "make", "steps": [step_to_json(step) for step in some]},
             timeout_s=POWER_ON_DEADLINE_S,
         )
-        if answer["made"] and isinstance(step, PowerOn):
-            powered_on.append(step.vm)
+        powered_on += [
+            step.vm
+            for step, made in zip(some, answer["made"], strict=True)
+            if made and isinstance(step, PowerOn)
+        ]
     return tuple(powered_on)
 
 
