@@ -40,7 +40,7 @@ async def watching(
         InputError: what it is to be felt from, or the VM, has no address.
         MeasurementError: no route leads to the VM.
     """
-    watch = Watch(running.step.vm)
+    watch = Watch(running.step.vm, running.step.workloads)
     async with AsyncExitStack() as stack:
         if asked is not None:
             if asked["from"] is not None:
@@ -105,6 +105,13 @@ def follow(estate: Estate, vm: str, *memories: tuple[int, int]) -> None:
             watch.follow(*memories)
 
 
+async def report(estate: Estate, watch: Watch, from_ns: int) -> Message:
+    """What was felt since an instant (CLOCK_MONOTONIC): a `report.felt.Felt` as JSON."""
+    until_ns = time.monotonic_ns()
+    running = estate.vms.get(watch.vm)
+    return await watch.report(from_ns, until_ns, running.step.workloads if running else ())
+
+
 async def wait_unless(gone: asyncio.Event, for_ns: int) -> None:
     """Let time pass, but none when whoever asked has gone away."""
     with suppress(TimeoutError):
@@ -127,4 +134,4 @@ async def feel(estate: Estate, request: Message, gone: asyncio.Event) -> Message
     async with watching(estate, running, request["probe"]) as watch:
         begin_ns = time.monotonic_ns()
         await wait_unless(gone, request["for_ns"])
-        return await watch.report(begin_ns, time.monotonic_ns())
+        return await report(estate, watch, begin_ns)

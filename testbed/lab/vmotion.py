@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,7 @@ from testbed.lab import compare, vmx
 from testbed.lab.admission import reasons_against, vmotion_path
 from testbed.lab.change import alter_steps
 from testbed.lab.child import Child, checked
-from testbed.lab.estate import RunningVM
-from testbed.lab.felt import follow, wait_unless, watching
+from testbed.lab.felt import follow, report, wait_unless, watching
 from testbed.lab.outcome import Arrived, Outcome, migration_result
 from testbed.lab.planning import plan_here
 from testbed.lab.wires import reports
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from testbed.lab.admission import VmotionPath
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
+    from testbed.lab.running_vm import RunningVM
     from testbed.plan.difference import Difference
     from testbed.plan.steps import KernelStep, Step
     from testbed.topology.model import VM, Host
@@ -67,7 +67,7 @@ async def migrate(
         outcome = await move.carry_out()
         wires = reports(before, await estate.wire_reading())
         await wait_unless(gone, around_ns)
-        felt = await watch.report(started_ns, time.monotonic_ns()) if probe else None
+        felt = await report(estate, watch, started_ns) if probe else None
     return migration_result(
         estate,
         request,
@@ -88,11 +88,7 @@ def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, H
     if to not in hosts:
         raise InputError(f"there is no host {to!r}; there are: {', '.join(sorted(hosts))}")
     running = estate.vms[name]
-    if running.channel.trouble is not None:
-        raise LabError(
-            f"migrate {name}: it has failed ({running.channel.trouble});"
-            f" 'testbed up {estate.journal.topology_file}' powers it on afresh"
-        )
+    running.require_sound("migrate it", estate.journal.topology_file)
     vm = estate.topology.vm(name)
     where = {other: v.step.host for other, v in estate.vms.items()}
     reasons = reasons_against(estate.topology, where, vm, hosts[to])
@@ -131,6 +127,8 @@ class _Move:
     emit: Callable[[Message], None]
     gone: asyncio.Event
     started_ns: int
+    nic_line: dict[str, int | None] = field(default_factory=dict)
+    """Where a NIC process finds the guest at the destination."""
 
     @property
     def old_step(self) -> PowerOn:
@@ -171,9 +169,13 @@ class _Move:
     async def _settle(self, arriving: Child, memory_fd: int, step: PowerOn) -> None:
         """The VM is at its new host: let go of the old one."""
         leaving = self.running.channel
-        self.estate.vms[self.vm.name] = RunningVM(step, arriving, memory_fd)
+        running = self.running
+        running.step, running.channel, running.memory_fd = step, arriving, memory_fd
+        running.nic_line = self.nic_line
         follow(self.estate, self.vm.name, (arriving.pid, memory_fd))
         await leaving.end()
+        if running.sleep_ns_per_ms:  # that of the old host's vCPUs; the new ones don't know of it
+            await running.throttle(running.sleep_ns_per_ms)
 
     def _memory(self) -> tuple[int, int]:
         """The guest's at the source: process and descriptor."""
@@ -183,7 +185,7 @@ class _Move:
         return {
             "migration_id": time.time_ns() // 1000,
             "secret": secrets.token_hex(32),
-            "guest": vmx.guest_fields(self.old_step),
+            "guest": vmx.guest_fields(self.old_step, str(self.estate.files(self.old_step))),
             "source_address": self.path.source_address,
             "destination_address": self.path.destination_address,
             "port": PORT,
@@ -201,12 +203,17 @@ class _Move:
     async def _transfer(self, arriving: Child, made: list[Veth], gone: list[Veth]) -> Outcome:
         """Let the two ends work, and find out which of them has the guest."""
         spec, nics, leaving = self._spec(), self._nics(), self.running.channel
+        nic = self.running.nic if self.running.nic and not self.running.nic.trouble else None
         there = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
+        there["has_nic"] = nic is not None
         here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
         async with leaving.conversation:
             self.running.migrating = True
             arriving.ask({"command": "receive", **there})
             said = checked(await arriving.receive(PREPARE_DEADLINE_S))
+            self.nic_line = said["nic_line"]
+            if nic is not None:  # it goes on there as soon as the guest does
+                await nic.attach(arriving.pid, self.nic_line, self.vm.vcpus)
             there_too = (arriving.pid, said["memory_fd"])
             follow(self.estate, self.vm.name, self._memory(), there_too)
             leaving.ask({"command": "migrate", "started_ns": self.started_ns, **here})

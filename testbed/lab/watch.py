@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from testbed.errors import LabError
 
 if TYPE_CHECKING:
+    from testbed.guest.workloads import Workload
     from testbed.lab.child import Child
     from testbed.lab.lines import Message
 
@@ -20,6 +21,7 @@ class Watch:
     """The children that watch one VM; `troubles` are those that could not, or not to the end."""
 
     vm: str
+    workloads: tuple[Workload, ...] = ()
     client: str = ""
     probe: Child | None = None
     clients: list[Child] = field(default_factory=list)
@@ -30,8 +32,16 @@ class Watch:
         if self.probe is not None:
             self.probe.tell({"command": "follow", "memories": memories})
 
-    async def report(self, from_ns: int, until_ns: int) -> Message:
-        """A `report.felt.Felt` as JSON, of a window of CLOCK_MONOTONIC; ends the clients' work."""
+    async def report(self, from_ns: int, until_ns: int, workloads: tuple[Workload, ...]) -> Message:
+        """A `report.felt.Felt` as JSON, of a window of CLOCK_MONOTONIC; ends the clients' work.
+
+        Args:
+            from_ns: when what was done to the VM began.
+            until_ns: when it was over.
+            workloads: what the VM does now.
+        """
+        if workloads != self.workloads:
+            self.troubles.append("its workloads were switched meanwhile: figures mix them")
         asked = {"command": "report", "from_ns": from_ns, "until_ns": until_ns}
         felt: Message = {"guest": None, "series": [], "client": self.client, "sessions": []}
         children = [child for child in (self.probe, *self.clients) if child is not None]

@@ -17,7 +17,7 @@ class WorkloadFelt:
     `halt_ns` is the longest time without an operation, which began at `halt_at_ns`, to within one
     operation around a stop, else to the sampling interval; `usual_halt_ns` the longest before.
     None for a workload that is not always at work, or a window too short.
-    Latencies are None without an operation; the 99th percentile is within its power of two.
+    Latencies are None where no operation was timed; the 99th percentile is within its power of two.
     """
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,12 +55,12 @@ def _workload(samples: GuestSamples, one: WorkloadSamples, first: int, last: int
         halt = _longest_halt(samples, one, first, last)
         usual_halt = _longest_halt(samples, one, 0, first) if before else None
     histogram = counted(one.latency)
-    operations = int(done[last] - done[first])
+    timed = int(histogram[last].sum() - histogram[first].sum())
     spent = counted(one.latency_sum_ns)
     return WorkloadFelt(
         name=one.name,
         operation=one.operation,
-        operations=operations,
+        operations=int(done[last] - done[first]),
         bytes=int(np.diff(counted(one.bytes)[[first, last]])[0]),
         usual_per_s=usual,
         before=before,
@@ -71,7 +70,7 @@ def _workload(samples: GuestSamples, one: WorkloadSamples, first: int, last: int
         halt_ns=halt[0] if halt else None,
         halt_at_ns=halt[1] if halt else None,
         usual_halt_ns=usual_halt[0] if usual_halt else None,
-        latency_mean_ns=float((spent[last] - spent[first]) / operations) if operations else None,
+        latency_mean_ns=float((spent[last] - spent[first]) / timed) if timed else None,
         latency_p99_ns=_p99(histogram[last] - histogram[first]),
         usual_latency_p99_ns=_p99(histogram[first] - histogram[0]) if before else None,
     )
@@ -80,7 +79,7 @@ def _workload(samples: GuestSamples, one: WorkloadSamples, first: int, last: int
 def _span(usual_per_s: float, interval_ns: int) -> int:
     """Over how many intervals a rate is judged."""
     wanted_ns = min(OPERATIONS_A_DIP * 1e9 / usual_per_s, LONGEST_DIP_NS)
-    return max(1, math.ceil(wanted_ns / interval_ns))
+    return max(1, round(wanted_ns / interval_ns))
 
 
 def _rates(at: NDArray[np.int64], done: NDArray[np.int64], span: int) -> NDArray[np.float64]:
