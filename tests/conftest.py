@@ -233,7 +233,7 @@ def _sysctl_paths() -> tuple[str, ...]:
     """Settings of the root namespace and of the memory that a careless test could change."""
     root = Path("/proc/sys")
     patterns = ("net/core/*", "net/ipv4/*", "net/bridge/*", "net/ipv[46]/conf/[ad][le][lf]*/*")
-    memory = ("vm/nr_hugepages", "vm/overcommit_memory", "vm/unprivileged_userfaultfd")
+    memory = ("vm/nr_*hugepages", "vm/overcommit_memory", "vm/unprivileged_userfaultfd")
     found = [path for pattern in (*patterns, *memory) for path in root.glob(pattern)]
     return tuple(str(path) for path in found if path.is_file())
 

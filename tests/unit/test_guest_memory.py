@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
@@ -176,17 +175,6 @@ def test_the_page_that_was_in_longest_goes_out(tmp_path):
 
 def bits(memory):
     return np.unpackbits(np.frombuffer(memory.swap_bitmap(), np.uint8), bitorder="little")
-
-
-def test_a_full_datastore_is_an_error_that_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(KernelError, match="No space left") as refused:
-        OvercommittedMemory("vm", 4 * MIB, MIB, str(tmp_path))
-    assert "free room on the datastore" in refused.value.remedy
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_swap_file_in_use_is_left_alone_and_one_left_behind_is_not(tmp_path):
