@@ -11,6 +11,7 @@ from testbed.errors import TestbedError
 from testbed.guest.workloads import Echo, Media, Web
 from testbed.lab.lines import LineSocket, Message
 from testbed.measure import ping, session
+from testbed.measure.ping_result import summarize
 from testbed.measure.series import Series
 from testbed.measure.session_result import DownloadResult, EchoResult, MediaResult
 from testbed.measure.tcp_session import SessionTest
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from testbed.measure.endpoint import Endpoint
-    from testbed.measure.ping_result import PingResult
 
 MOST_POINTS = 10_000
 """Of a series in a result."""
@@ -65,27 +65,38 @@ def ping_client(
     test = ping.PingTest(count=None, interval_ns=interval_ns, timeout_ns=late_after_ns)
 
     def measure(stop: threading.Event) -> Found:
-        result = ping.measure(ours, theirs, test, stop)
-        return lambda from_ns: {"ping": asdict(ping_felt(result, test, from_ns, by_guest=by_guest))}
+        echoes = ping.echo(ours, theirs, test, stop)
+        return lambda from_ns: {"ping": asdict(ping_felt(echoes, test, from_ns, by_guest=by_guest))}
 
     return measure
 
 
-def ping_felt(result: PingResult, test: ping.PingTest, from_ns: int, *, by_guest: bool) -> PingFelt:
-    """A ping's result with times counted from an instant."""
+def ping_felt(
+    echoes: ping.Echoes, test: ping.PingTest, from_ns: int, *, by_guest: bool
+) -> PingFelt:
+    """A ping's result with times counted from an instant; that nothing is answered is one too."""
+    sent = len(echoes.sent_ns)
+    if not echoes.arrivals:
+        outage_ns = echoes.sent_ns[-1] - echoes.sent_ns[0]
+        none = Series("round trip", "ns", (), ())
+        return PingFelt(
+            test.interval_ns, test.timeout_ns, by_guest, sent, 0, 0, sent, outage_ns,
+            None, None, None, none,
+        )  # fmt: skip
+    found = summarize(echoes.what, echoes.sent_ns, echoes.arrivals, test.timeout_ns, echoes.errors)
     return PingFelt(
         interval_ns=test.interval_ns,
         late_after_ns=test.timeout_ns,
         by_guest=by_guest,
-        sent=result.sent,
-        received=result.received,
-        late=result.late,
-        lost=result.lost,
-        outage_ns=result.outage_ns,
-        median_ns=result.median_ns,
-        p99_ns=result.p99_ns,
-        maximum_ns=result.maximum_ns,
-        rtt=counted_from(result.rtt, from_ns),
+        sent=sent,
+        received=found.received,
+        late=found.late,
+        lost=found.lost,
+        outage_ns=found.outage_ns,
+        median_ns=found.median_ns,
+        p99_ns=found.p99_ns,
+        maximum_ns=found.maximum_ns,
+        rtt=counted_from(found.rtt, from_ns),
     )
 
 

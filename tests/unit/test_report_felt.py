@@ -13,15 +13,20 @@ from testbed.cli.felt import probe_request
 from testbed.errors import InputError
 from testbed.lab.felt_clients import counted_from, ping_felt, session_felt
 from testbed.measure.guest_felt import GuestFelt, VcpuFelt, WorkloadFelt
-from testbed.measure.ping import PingTest
-from testbed.measure.ping_result import summarize
+from testbed.measure.ping import Echoes, PingTest
 from testbed.measure.series import Series
 from testbed.measure.session_result import EchoResult, Gap
 from testbed.measure.tcp_session import SessionTest
 from testbed.report import page, store, svg
 from testbed.report.felt import Felt, PingFelt, SessionFelt, in_short
 from testbed.report.felt_page import felt_chart, felt_figures
-from testbed.report.result import EngineReport, Guest, Iteration, MigrationResult
+from testbed.report.result import (
+    SCHEMA_VERSION,
+    EngineReport,
+    Guest,
+    Iteration,
+    MigrationResult,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +94,7 @@ ENGINE = EngineReport(
     destination_cpu_ns=1,
 )
 RESULT = MigrationResult(
-    schema_version=1,
+    schema_version=SCHEMA_VERSION,
     kind="migration",
     testbed_version="0.1.0",
     created="2026-01-31T12:00:00+00:00",
@@ -102,7 +107,7 @@ RESULT = MigrationResult(
     mechanisms={},
     source="esx01",
     destination="esx02",
-    guest=Guest("db01", 409600, 2, "oltp", 10**6, 2**18),
+    guest=Guest("db01", 409600, 2, "oltp"),
     switchover_goal_ns=500 * MS,
     outcome="completed",
     failure=None,
@@ -177,11 +182,13 @@ def test_the_page_has_it_and_goes_without_it() -> None:
 def test_times_of_clients_count_from_the_migration() -> None:
     begin = 5 * S
     test = PingTest(interval_ns=10 * MS, timeout_ns=100 * MS)
-    found = summarize("x", [begin - S, begin, begin + S], [(0, begin - S + 5), (1, begin + 7)],
-                      test.timeout_ns, {})  # fmt: skip
-    ping = ping_felt(found, test, begin, by_guest=False)
+    sent = (begin - S, begin, begin + S)
+    echoes = Echoes("x", sent, [(0, begin - S + 5), (1, begin + 7)], {})
+    ping = ping_felt(echoes, test, begin, by_guest=False)
     assert ping.rtt.at_ns == (-S, 0)
     assert (ping.sent, ping.lost, ping.late_after_ns) == (3, 1, 100 * MS)
+    silent = ping_felt(replace(echoes, arrivals=[]), test, begin, by_guest=True)
+    assert (silent.sent, silent.lost, silent.outage_ns, silent.median_ns) == (3, 3, 2 * S, None)
     echo = session_felt(
         EchoResult(
             9, 8, 0, Gap(20 * MS, begin + 50 * MS), Series("r", "ns", (begin,), (1.0,)), None
