@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import platform
@@ -42,8 +43,9 @@ def available() -> dict[TrackingName, str | None]:
     return {"pagemap": _pagemap_lacks(), "bytemap": _bytemap_lacks()}
 
 
+@functools.cache
 def probe() -> tuple[TrackingName, str]:
-    """The mechanism to use, and why.
+    """The mechanism to use, and why; tried once a process, and not again in one forked later.
 
     Raises:
         KernelError: there is none.

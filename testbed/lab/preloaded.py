@@ -15,10 +15,12 @@ import gc
 import json
 import os
 import socket
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from testbed.errors import LabError
+from testbed.errors import KernelError, LabError
+from testbed.guest.tracking import probe
 from testbed.kernel.syscalls import fork_sibling
 from testbed.lab import vmx
 from testbed.lab.child import become_child
@@ -83,6 +85,8 @@ class Preloaded:
 
 def _serve(requests: socket.socket, supervisor: int) -> None:
     """Fork until the supervisor closes."""
+    with suppress(KernelError):  # then each VMX says so
+        probe()
     gc.collect()
     gc.freeze()  # what is left is never looked through again, and so not copied
     while True:
