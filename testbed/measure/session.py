@@ -26,7 +26,6 @@ from testbed.measure.tcp_session import Session, wrong_bytes
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
 
     from testbed.measure.endpoint import Endpoint
     from testbed.measure.tcp_session import SessionTest
@@ -39,7 +38,6 @@ def download(
     destination: Endpoint,
     test: SessionTest,
     stop: threading.Event | None = None,
-    opened: Callable[[], None] | None = None,
 ) -> DownloadResult:
     """Download a VM's files, one after another on one connection, and compare every byte.
 
@@ -48,7 +46,6 @@ def download(
         destination: the VM.
         test: the web server's port, how long, and the grain of the series.
         stop: ends it early.
-        opened: called once the connection is open.
 
     Raises:
         MeasurementError: no connection, or the answer is not HTTP.
@@ -56,8 +53,6 @@ def download(
     arrivals: list[tuple[int, int]] = []
     files, wrong = 0, 0
     with Session(source, destination, test, stop) as session:
-        if opened is not None:
-            opened()
         while session.goes_on:
             session.send(f"GET /{files} HTTP/1.1\r\nHost: vm\r\n\r\n".encode())
             head, data = _response_head(session)
@@ -110,7 +105,6 @@ def media(
     destination: Endpoint,
     test: SessionTest,
     stop: threading.Event | None = None,
-    opened: Callable[[], None] | None = None,
 ) -> MediaResult:
     """Listen to a VM's media stream; arguments and errors as for `download`.
 
@@ -121,8 +115,6 @@ def media(
     late = missing = wrong = received = expected = 0
     data = bytearray()
     with Session(source, destination, test, stop) as session:
-        if opened is not None:
-            opened()
         while session.goes_on:
             came = session.receive(session.until_ns)
             now_ns = time.monotonic_ns()
@@ -166,7 +158,6 @@ def echo(
     destination: Endpoint,
     test: SessionTest,
     stop: threading.Event | None = None,
-    opened: Callable[[], None] | None = None,
 ) -> EchoResult:
     """Send a small message every `grain_ns` on one connection and compare what comes back.
 
@@ -179,8 +170,6 @@ def echo(
     owed: deque[bytes] = deque()
     got = wrong = 0
     with Session(source, destination, test, stop) as session:
-        if opened is not None:
-            opened()
         due_ns = session.began_ns
         while session.goes_on:
             now_ns = time.monotonic_ns()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING
 
 from testbed.measure.series import Series
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-T = TypeVar("T", bound="SessionResult")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +69,6 @@ class EchoResult:
     longest_interruption: Gap
     rtt: Series
     broken: str | None
-
-
-SessionResult: TypeAlias = DownloadResult | MediaResult | EchoResult
-
-
-def to_json(result: SessionResult) -> dict[str, Any]:
-    """A result as a JSON object."""
-    return asdict(result)
-
-
-def from_json(kind: type[T], data: dict[str, Any]) -> T:
-    """What `to_json` made of a result of this kind."""
-    found: dict[str, Any] = {}
-    for name, value in data.items():
-        if isinstance(value, dict) and "length_ns" in value:
-            found[name] = Gap(**value)
-        elif isinstance(value, dict):
-            at_ns, values = tuple(value["at_ns"]), tuple(value["values"])
-            found[name] = Series(value["name"], value["unit"], at_ns, values)
-        else:
-            found[name] = value
-    return kind(**found)
 
 
 def longest_gap(began_ns: int, arrivals_ns: Sequence[int], ended_ns: int) -> Gap:

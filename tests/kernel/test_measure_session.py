@@ -15,8 +15,6 @@ from testbed.content import PART_HEADER, PART_NS, content, part_content
 from testbed.errors import InputError, MeasurementError
 from testbed.measure import session
 from testbed.measure.endpoint import Endpoint, socket_in
-from testbed.measure.session_child import client
-from testbed.measure.session_result import DownloadResult, EchoResult, MediaResult
 from testbed.measure.tcp_session import SessionTest
 
 pytestmark = [pytest.mark.root, pytest.mark.needs_program("ip")]
@@ -170,39 +168,3 @@ def test_numbers_out_of_range():
     for wrong in ({"port": 0}, {"port": 80, "duration_ns": 0}, {"port": 80, "grain_ns": 10}):
         with pytest.raises(InputError, match=r"session .*: give "):
             SessionTest(**wrong)
-
-
-def test_a_client_as_a_process_finds_the_same(serve, ends):
-    def talk(made):
-        while data := made.recv(1 << 16):
-            made.sendall(data)
-
-    test = SessionTest(serve(talk), SEED, 600 * MS, 5 * MS)
-    with client(EchoResult, *ends, test) as running:
-        opened_ns = time.monotonic_ns()
-        found = running.result()
-    assert found.wrong_bytes == 0
-    assert found.answered == len(found.rtt) >= 10
-    assert found.rtt.at_ns[0] < opened_ns + 6000 * MS
-    assert found.longest_interruption.length_ns > 0
-
-
-def test_a_client_as_a_process_is_ended_and_tells_of_trouble(serve, ends):
-    ended = threading.Event()
-    port = serve(lambda made: ended.wait(20))
-    try:
-        with client(DownloadResult, *ends, SessionTest(port, SEED, 60 * 10**9)) as running:
-            running.stop()
-            assert running.result().received_bytes == 0
-    finally:
-        ended.set()
-    with (
-        pytest.raises(MeasurementError, match="Connection refused"),
-        client(MediaResult, *ends, SessionTest(9)),
-    ):
-        pytest.fail("it has no connection")
-    began = time.monotonic()
-    port = serve(lambda made: made.recv(1))
-    with client(EchoResult, *ends, SessionTest(port, SEED, 60 * 10**9)):
-        pass  # killed at the end of the block
-    assert time.monotonic() - began < 20
