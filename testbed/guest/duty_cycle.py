@@ -83,6 +83,11 @@ class DutyCycle:
 
     @share.setter
     def share(self, share: float) -> None:
+        """Set it: above 0, up to 1.
+
+        Raises:
+            InputError: it is out of range.
+        """
         if not 0 < share <= 1:
             raise InputError(f"a share of {share}; give more than 0 and at most 1")
         self._share[0] = share

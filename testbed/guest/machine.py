@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
-import select
-import signal
-import socket
-import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from testbed.errors import InputError, LabError, MigrationError
-from testbed.guest import layout, vcpu
+from testbed.errors import MigrationError
+from testbed.guest import layout
 from testbed.guest.backing import open_memory, tracking_for
 from testbed.guest.bytemap import BytemapTracker, make_bytemap
 from testbed.guest.pagemap import PagemapTracker
 from testbed.guest.program import encode
 from testbed.guest.run_block import CLAIM, GO, RUNNING, STOP, STOPPED, RunBlock
-from testbed.guest.tasks.build import build, fill_key, filled, regions
+from testbed.guest.tasks.build import check_tasks, fill_key, filled, regions
 from testbed.guest.tracing import TracedTracker
+from testbed.guest.vcpu_processes import VcpuProcesses, check_affinity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
     from testbed.guest.workloads import Workload
 
 _STOP_NS = 1_000_000_000  # a step takes 0.2 ms; a machine may be busy
-_START_NS = 60_000_000_000
 
 
 class Guest:
@@ -52,17 +48,12 @@ class Guest:
     ) -> None:
         """Make the memory, zeroed, and the vCPU processes, which wait; see `create_masked`."""
         regions(spec)
-        _check_cpus(spec)
+        check_affinity(spec)
         self.spec = spec
         self.program = spec
         """What it does now: `spec` with the workloads that it was switched to."""
         self.tracking: TrackingName = tracking_for(spec, tracking)
-        self.pids: tuple[int, ...] = ()
-        self.pidfds: tuple[int, ...] = ()
-        self._userfaultfds: tuple[int, ...] = ()
-        self._wake_fds: tuple[int, ...] = ()
         self._nic_attached = False
-        self._poll = select.poll()
         with ExitStack() as undo:
             self.memory = open_memory(spec)
             undo.callback(self.memory.close)
@@ -71,57 +62,22 @@ class Guest:
             if self.tracking == "bytemap":
                 self._written_fd, self._written = make_bytemap(self.memory.page_count)
                 undo.callback(os.close, self._written_fd)
-            self._check_tasks(spec)
+            check_tasks(spec, self.memory)
             self._block = RunBlock(spec.vcpus)
             undo.callback(self._block.close)
             self._block.write_program(encode(spec))
-            self._answer_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            undo.callback(os.close, self._answer_fd)
-            self._kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            undo.callback(os.close, self._kick_fd)
-            self._poll.register(self._answer_fd, select.POLLIN)
-            for number in range(spec.vcpus):
-                self._start_vcpu(number, vcpu_setup, undo)
-            self._await(range(spec.vcpus), STOPPED, _START_NS, "start")
-            self._undo = undo.pop_all()
-
-    def _check_tasks(self, program: GuestSpec) -> None:
-        """Build all tasks, as the vCPUs will: what can't be built is refused here and now."""
-        for number in range(program.vcpus):
-            build(program, number, self.memory)
-
-    def _start_vcpu(self, number: int, setup: Callable[[], None] | None, undo: ExitStack) -> None:
-        wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        undo.callback(os.close, wake_fd)
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            pid = vcpu.fork_vcpu(
-                vcpu.VcpuStart(
-                    number,
+            self._vcpus = undo.enter_context(
+                VcpuProcesses(
+                    spec,
                     self.memory,
                     self._block,
-                    wake_fd,
-                    self._answer_fd,
-                    self._kick_fd,
-                    theirs if self.tracking == "pagemap" else None,
                     self._written,
-                    setup,
-                    _cpus(self.spec, number),
+                    vcpu_setup,
+                    kernel_tracks=self.tracking == "pagemap",
                 )
             )
-            pidfd = os.pidfd_open(pid)
-            undo.callback(_end, pidfd)
-            theirs.close()
-            self._poll.register(pidfd, select.POLLIN)
-            self._wake_fds += (wake_fd,)
-            self.pids += (pid,)
-            self.pidfds += (pidfd,)
-            if self.tracking == "pagemap":
-                _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-                if not fds:
-                    raise LabError(f"vCPU {number} of {self.spec.name} died while it started")
-                undo.callback(os.close, fds[0])
-                self._userfaultfds += (fds[0],)
+            self.pids, self.pidfds = self._vcpus.pids, self._vcpus.pidfds
+            self._undo = undo.pop_all()
 
     @classmethod
     def power_on(
@@ -174,12 +130,7 @@ class Guest:
         Raises:
             MigrationError: one did not stop in time, or a vCPU has died.
         """
-        self._command(self._lines(), STOP)
-        try:
-            self._await(self._lines(), STOPPED, deadline_ns, "stop")
-        except MigrationError:
-            self._command(self._lines(), GO)
-            raise
+        self._stop(self._lines(), STOP, deadline_ns)
 
     def resume(self, deadline_ns: int = _STOP_NS) -> None:
         """Run every vCPU, from the state that guest memory holds; returns when all run.
@@ -188,8 +139,8 @@ class Guest:
             MigrationError: the memory is no guest's, or a vCPU does not answer or has died.
         """
         layout.check(self.memory, self.spec.vcpus)
-        self._command(self._lines(), GO)
-        self._await(self._lines(), RUNNING, deadline_ns, "run")
+        self._vcpus.command(self._lines(), GO)
+        self._vcpus.wait(self._lines(), RUNNING, deadline_ns, "run")
 
     def claim(self, vcpu: int, deadline_ns: int = _STOP_NS) -> None:
         """Stop one vCPU, while the others run on, until `release`; if it does not stop, it runs on.
@@ -197,12 +148,7 @@ class Guest:
         Raises:
             MigrationError: as for `suspend`.
         """
-        self._command((vcpu,), CLAIM)
-        try:
-            self._await((vcpu,), STOPPED, deadline_ns, "stop")
-        except MigrationError:
-            self._command((vcpu,), GO)
-            raise
+        self._stop(range(vcpu, vcpu + 1), CLAIM, deadline_ns)
 
     def release(self, vcpu: int, deadline_ns: int = _STOP_NS) -> None:
         """Let a vCPU that was claimed go on.
@@ -210,8 +156,8 @@ class Guest:
         Raises:
             MigrationError: as for `resume`.
         """
-        self._command((vcpu,), GO)
-        self._await((vcpu,), RUNNING, deadline_ns, "run")
+        self._vcpus.command((vcpu,), GO)
+        self._vcpus.wait((vcpu,), RUNNING, deadline_ns, "run")
 
     @property
     def running(self) -> bool:
@@ -227,9 +173,8 @@ class Guest:
             sleep_ns_per_ms: how long; None or 0: not at all.
             vcpu: which; None: all.
         """
-        lines = range(self.spec.vcpus) if vcpu is None else (vcpu,)
-        for line in lines:
-            self._block.sleep[line] = sleep_ns_per_ms or 0
+        lines = slice(self.spec.vcpus) if vcpu is None else vcpu
+        self._block.sleep[lines] = sleep_ns_per_ms or 0
 
     def switch_workloads(self, workloads: tuple[Workload, ...]) -> None:
         """Have the guest do something else, from the beginning; its memory stays as it is.
@@ -241,16 +186,16 @@ class Guest:
             MigrationError: a vCPU did not stop or run.
         """
         program = replace(self.program, workloads=workloads)
-        self._check_tasks(program)
+        check_tasks(program, self.memory)
         text = encode(program)
         self._block.check_program(text)
-        running = self.running
-        if running:
+        suspended = bool((self._block.state[: self.spec.vcpus] == STOPPED).all())
+        if not suspended:
             self.suspend()
         layout.forget_tasks(self.memory, self.spec.vcpus)
         self._block.write_program(text)
         self.program = program
-        if running:
+        if not suspended:
             self.resume()
 
     # -- the NIC --------------------------------------------------------------------------
@@ -264,9 +209,9 @@ class Guest:
         return {
             "memory": self.memory.fd,
             "block": self._block.fd,
-            "wake": self._wake_fds[0],
-            "kick": self._kick_fd,
-            "answer": self._answer_fd,
+            "wake": self._vcpus.wake_fds[0],
+            "kick": self._vcpus.kick_fd,
+            "answer": self._vcpus.answer_fd,
             "written": self._written_fd,
         }
 
@@ -277,12 +222,12 @@ class Guest:
         """
         self._nic_attached = True
         if self.running:
-            self._command((self.spec.vcpus,), GO)
+            self._vcpus.command((self.spec.vcpus,), GO)
 
     def detach_nic(self) -> None:
         """Stop the NIC process at this guest, and wait for it no more."""
         self._nic_attached = False
-        self._command((self.spec.vcpus,), STOP)
+        self._vcpus.command((self.spec.vcpus,), STOP)
 
     # -- what it has done -----------------------------------------------------------------
 
@@ -297,10 +242,7 @@ class Guest:
     def failed_tasks(self) -> tuple[tuple[int, int, int], ...]:
         """(Workload's number, vCPU, errno) of each task that an error has ended."""
         failed = self.task_counters()["failed"]
-        return tuple(
-            (int(task), int(number), int(failed[task, number]))
-            for task, number in np.argwhere(failed)
-        )
+        return tuple((int(n), int(vcpu), int(failed[n, vcpu])) for n, vcpu in np.argwhere(failed))
 
     def resume_gap_ns(self) -> int:
         """The longest time that any vCPU stood still in the last suspend and resume."""
@@ -311,17 +253,12 @@ class Guest:
 
         vCPUs write their state without marking it, and the NIC its rings, as a device does.
         """
-        vcpus = self.spec.vcpus
         count = layout.first_data_page if self._nic_attached else layout.state_pages
-        return np.arange(count(vcpus))
+        return np.arange(count(self.spec.vcpus))
 
     def dead_vcpus(self) -> tuple[int, ...]:
         """The numbers of vCPUs whose process has died."""
-        poll = select.poll()
-        for fd in self.pidfds:
-            poll.register(fd, select.POLLIN)
-        ended = {fd for fd, _ in poll.poll(0)}
-        return tuple(number for number, fd in enumerate(self.pidfds) if fd in ended)
+        return self._vcpus.dead()
 
     @overload
     def tracker(self, mode: None = None) -> DirtyTracker: ...
@@ -337,7 +274,7 @@ class Guest:
         if self._written is not None:
             tracker = BytemapTracker(self._written)
         else:
-            vcpus = tuple(zip(self.pids, self._userfaultfds, strict=True))
+            vcpus = tuple(zip(self.pids, self._vcpus.userfaultfds, strict=True))
             tracker = PagemapTracker(vcpus, self.memory.address, self.memory.size_bytes)
         return tracker if mode is None else TracedTracker(self, tracker, mode)
 
@@ -354,61 +291,10 @@ class Guest:
     def _lines(self) -> range:
         return range(self.spec.vcpus + self._nic_attached)
 
-    def _command(self, lines: Iterable[int], command: int) -> None:
-        for line in lines:
-            self._block.run[line] = command
-        for line in lines:
-            os.eventfd_write((*self._wake_fds, self._kick_fd)[line], 1)
-
-    def _await(self, lines: Iterable[int], state: int, timeout_ns: int, verb: str) -> None:
-        """Wait until these lines say so."""
-        deadline = time.monotonic_ns() + timeout_ns
-        while late := [line for line in lines if self._block.state[line] != state]:
-            left_ms = (deadline - time.monotonic_ns()) / 1e6
-            ready = self._poll.poll(max(left_ms, 0))
-            if any(fd != self._answer_fd for fd, _ in ready):
-                raise MigrationError(f"vCPU {self.dead_vcpus()} of {self.spec.name} has died")
-            if not ready:
-                vcpus = [line for line in late if line < self.spec.vcpus]
-                who = f"vCPU {vcpus}" if vcpus else "the NIC process"
-                raise MigrationError(
-                    f"{who} of {self.spec.name} did not {verb} within {timeout_ns / 1e6:g} ms"
-                )
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._answer_fd)
-
-
-def _cpus(spec: GuestSpec, number: int) -> frozenset[int]:
-    """Where a vCPU may run: on one of the CPUs if there are several of both."""
-    if spec.vcpus > 1 and len(spec.affinity) > 1:
-        return frozenset({spec.affinity[number % len(spec.affinity)]})
-    return frozenset(spec.affinity)
-
-
-def _check_cpus(spec: GuestSpec) -> None:
-    """Try each CPU that a vCPU is to be pinned to.
-
-    Raises:
-        InputError: one isn't there, or not for this process.
-    """
-    now = os.sched_getaffinity(0)
-    try:
-        for cpu in spec.affinity:
-            try:
-                os.sched_setaffinity(0, {cpu})
-            except (OSError, ValueError, OverflowError) as error:
-                raise InputError(
-                    f"VM {spec.name}: its vCPUs can't run on CPU {cpu} ({error}); "
-                    f"`affinity` takes CPUs of this machine, as in {sorted(now)}"
-                ) from error
-    finally:
-        if spec.affinity:
-            os.sched_setaffinity(0, now)
-
-
-def _end(pidfd: int) -> None:
-    """Kill a child and wait until the kernel has no process of it."""
-    with suppress(ProcessLookupError):  # it died before
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-    os.close(pidfd)
+    def _stop(self, lines: range, command: int, deadline_ns: int) -> None:
+        self._vcpus.command(lines, command)
+        try:
+            self._vcpus.wait(lines, STOPPED, deadline_ns, "stop")
+        except MigrationError:
+            self._vcpus.command(lines, GO)
+            raise

@@ -201,6 +201,16 @@ def build(
     return found
 
 
+def check_tasks(spec: GuestSpec, memory: Memory) -> None:
+    """Build all tasks, as the vCPUs will: what can't be built is refused here and now.
+
+    Raises:
+        InputError, ValueError: something can't.
+    """
+    for vcpu in range(spec.vcpus):
+        build(spec, vcpu, memory)
+
+
 # Modules of tasks that a VM does not have are not loaded: each vCPU is a process of its own.
 
 

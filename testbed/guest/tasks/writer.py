@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # First writes to protected pages cost about 1 us each (kernel notes): a batch of these stays
 # below 200 us, so that a vCPU reaches the end of its batch that soon.
 PAGES_PER_BATCH = 160
+_DRAWN_AHEAD = 1024  # pages: small batches would cost more to draw than to write
 _PACE_NS = 1_000_000  # a slower writer's batches are smaller, down to a page, and come each ms
 # A batch this late is due at once; what the vCPU could not do in longer is not made up in a burst.
 _MADE_UP_NS = 50_000_000
@@ -46,19 +47,30 @@ class WriterTask:
         at_pace = round(pages_per_s * _PACE_NS / 1e9)
         self.pages_per_batch = max(1, min(PAGES_PER_BATCH, self.page_count, at_pace))
         self.interval_ns = self.pages_per_batch / pages_per_s * 1e9 if pages_per_s else NEVER_NS
-        self._index = np.arange(self.pages_per_batch, dtype=np.uint64)
+        self._ahead = max(1, _DRAWN_AHEAD // self.pages_per_batch)
+        self._index = np.arange(self._ahead * self.pages_per_batch, dtype=np.uint64)
+        self._drawn, self._block = -1, np.empty((0, 0), np.int64)
         self._zipf = draws.Zipf(self.page_count, workload.exponent)
         self._due = NEVER_NS
 
     def pages(self, batch: int) -> NDArray[np.int64]:
         """The pages that this batch writes, in order; those drawn at random may repeat."""
-        count = self.pages_per_batch
+        number, row = divmod(batch, self._ahead)
+        if number != self._drawn:
+            pages = self._draw(number * len(self._index))
+            self._block = pages.reshape(self._ahead, self.pages_per_batch)
+            self._drawn = number
+        found: NDArray[np.int64] = self._block[row]
+        return found
+
+    def _draw(self, first: int) -> NDArray[np.int64]:
+        """The pages of the first-th write and of those that follow it."""
         if self._kind == "sequential":
             pages = self._index.astype(np.int64)
-            pages += batch * count % self.page_count
+            pages += first % self.page_count
             pages %= self.page_count
         else:
-            drawn = draws.words(self._index, self._key, batch * count)
+            drawn = draws.words(self._index, self._key, first)
             if self._kind == "zipf":
                 pages = self._zipf.places(drawn)
             else:

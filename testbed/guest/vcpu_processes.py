@@ -1,0 +1,179 @@
+"""The processes of a guest's vCPUs, as their parent sees them: started, commanded, ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from testbed.errors import InputError, LabError, MigrationError
+from testbed.guest.run_block import STOPPED
+from testbed.guest.vcpu import VcpuStart, fork_vcpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from testbed.guest.bytemap import Bytemap
+    from testbed.guest.memory import Memory
+    from testbed.guest.run_block import RunBlock
+    from testbed.guest.specification import GuestSpec
+
+_START_NS = 60_000_000_000
+
+
+class VcpuProcesses:
+    """All of a guest's vCPUs, started and stopped. A context manager, which ends them.
+
+    `wake_fds` wake them, `kick_fd` the VM's NIC process; all of them answer on `answer_fd`.
+    """
+
+    def __init__(
+        self,
+        spec: GuestSpec,
+        memory: Memory,
+        block: RunBlock,
+        written: Bytemap | None,
+        setup: Callable[[], None] | None,
+        *,
+        kernel_tracks: bool,
+    ) -> None:
+        """Fork them, and wait until each has mapped the memory and built its tasks.
+
+        With `kernel_tracks` each hands over a userfaultfd of its own (`userfaultfds`); `written`
+        is the byte map, if that tracks. `setup`: see `Guest.power_on`.
+
+        Raises:
+            LabError, MigrationError: one died.
+        """
+        self._spec, self._memory, self._block, self._written = spec, memory, block, written
+        self._setup, self._kernel_tracks = setup, kernel_tracks
+        self.pids: tuple[int, ...] = ()
+        self.pidfds: tuple[int, ...] = ()
+        self.userfaultfds: tuple[int, ...] = ()
+        self.wake_fds: tuple[int, ...] = ()
+        self._poll = select.poll()
+        with ExitStack() as undo:
+            self.answer_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self.answer_fd)
+            self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self.kick_fd)
+            self._poll.register(self.answer_fd, select.POLLIN)
+            for number in range(spec.vcpus):
+                self._start(number, undo)
+            self.wait(range(spec.vcpus), STOPPED, _START_NS, "start")
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> VcpuProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def _start(self, number: int, undo: ExitStack) -> None:
+        wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        undo.callback(os.close, wake_fd)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            pid = fork_vcpu(
+                VcpuStart(
+                    number,
+                    self._memory,
+                    self._block,
+                    wake_fd,
+                    self.answer_fd,
+                    self.kick_fd,
+                    theirs if self._kernel_tracks else None,
+                    self._written,
+                    self._setup,
+                    _cpus(self._spec, number),
+                )
+            )
+            pidfd = os.pidfd_open(pid)
+            undo.callback(_end, pidfd)
+            theirs.close()
+            self._poll.register(pidfd, select.POLLIN)
+            self.wake_fds += (wake_fd,)
+            self.pids += (pid,)
+            self.pidfds += (pidfd,)
+            if self._kernel_tracks:
+                _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+                if not fds:
+                    raise LabError(f"vCPU {number} of {self._spec.name} died while it started")
+                undo.callback(os.close, fds[0])
+                self.userfaultfds += (fds[0],)
+
+    def command(self, lines: Iterable[int], command: int) -> None:
+        """Tell vCPUs, and the NIC process (line number `vcpus`), to run or to stop."""
+        for line in lines:
+            self._block.run[line] = command
+        for line in lines:
+            os.eventfd_write((*self.wake_fds, self.kick_fd)[line], 1)
+
+    def wait(self, lines: Iterable[int], state: int, timeout_ns: int, verb: str) -> None:
+        """Wait until these lines of the run block say so.
+
+        Raises:
+            MigrationError: they don't in time, or a vCPU has died.
+        """
+        deadline = time.monotonic_ns() + timeout_ns
+        while late := [line for line in lines if self._block.state[line] != state]:
+            left_ms = (deadline - time.monotonic_ns()) / 1e6
+            ready = self._poll.poll(max(left_ms, 0))
+            if any(fd != self.answer_fd for fd, _ in ready):
+                raise MigrationError(f"vCPU {self.dead()} of {self._spec.name} has died")
+            if not ready:
+                vcpus = [line for line in late if line < self._spec.vcpus]
+                who = f"vCPU {vcpus}" if vcpus else "the NIC process"
+                raise MigrationError(
+                    f"{who} of {self._spec.name} did not {verb} within {timeout_ns / 1e6:g} ms"
+                )
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.answer_fd)
+
+    def dead(self) -> tuple[int, ...]:
+        """The numbers of those whose process has died."""
+        poll = select.poll()
+        for fd in self.pidfds:
+            poll.register(fd, select.POLLIN)
+        ended = {fd for fd, _ in poll.poll(0)}
+        return tuple(number for number, fd in enumerate(self.pidfds) if fd in ended)
+
+
+def _cpus(spec: GuestSpec, number: int) -> frozenset[int]:
+    """Where a vCPU may run: on one of the CPUs if there are several of both."""
+    if spec.vcpus > 1 and len(spec.affinity) > 1:
+        return frozenset({spec.affinity[number % len(spec.affinity)]})
+    return frozenset(spec.affinity)
+
+
+def check_affinity(spec: GuestSpec) -> None:
+    """Try each CPU that a vCPU is to be pinned to.
+
+    Raises:
+        InputError: one isn't there, or not for this process.
+    """
+    now = os.sched_getaffinity(0)
+    try:
+        for cpu in spec.affinity:
+            try:
+                os.sched_setaffinity(0, {cpu})
+            except (OSError, ValueError, OverflowError) as error:
+                raise InputError(
+                    f"VM {spec.name}: its vCPUs can't run on CPU {cpu} ({error}); "
+                    f"`affinity` takes CPUs of this machine, as in {sorted(now)}"
+                ) from error
+    finally:
+        if spec.affinity:
+            os.sched_setaffinity(0, now)
+
+
+def _end(pidfd: int) -> None:
+    """Kill a child and wait until the kernel has no process of it."""
+    with suppress(ProcessLookupError):  # it died before
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    os.close(pidfd)
