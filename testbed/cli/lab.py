@@ -61,6 +61,7 @@ def apply_command(topology_file: Path) -> None:
             "command": "apply",
             "topology_file": str(topology_file.absolute()),
             "topology_text": found.text,
+            "traces": dict(found.traces),
         },
     )
     for mark, key in (("-", "undone"), ("~", "altered"), ("+", "done")):

@@ -97,10 +97,9 @@ def _rate(journal: Any) -> Callable[[str], int]:
     """Rates as the file has them: scaled like those."""
 
     def parse(text: str) -> int:
-        from testbed import topology
         from testbed.units import parse_rate_bps
 
-        scale = topology.loads(journal.topology_text, journal.topology_file).scale
+        scale = journal.topology().scale
         rate = int(parse_rate_bps(text) * scale)
         if rate < 8000:
             raise ValueError(f"{text} at scale {scale} is less than 8 kbit/s")

@@ -51,7 +51,7 @@ def _show(status: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from testbed.units import format_byte_rate, format_rate, format_size
+    from testbed.units import format_rate, format_size
 
     console = Console()
     # A pipe or a file has no width of its own.
@@ -62,14 +62,13 @@ def _show(status: dict[str, Any]) -> None:
     vms = Table("VM", "host", "state", "memory", "vCPUs", "workload", "pages written", "resumed")
     for vm in status["vms"]:
         counters = vm["counters"] or {}
-        rate = format_byte_rate(vm["dirty_rate_bytes_per_s"])
         vms.add_row(
             vm["name"],
             vm["host"],
             vm["state"],
             format_size(vm["memory_bytes"]),
             str(vm["vcpus"]),
-            vm["workload"] if vm["workload"] == "idle" else f"{vm['workload']} {rate}",
+            vm["workload"],
             f"{counters['pages_written']:,}" if counters else "-",
             str(counters["resumes"] - 1) if counters else "-",
         )

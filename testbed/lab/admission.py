@@ -44,9 +44,25 @@ class VmotionPath:
         return int(self.source_network.version)
 
 
-def used_memory_bytes(topology: Topology, placement: Mapping[str, str], host: str) -> int:
-    """The memory of the VMs that run on a host now."""
-    return sum(vm.memory_bytes for vm in topology.vms if placement.get(vm.name, vm.host) == host)
+def _memory_reasons(
+    topology: Topology, placement: Mapping[str, str], vm: VM, destination: Host
+) -> list[str]:
+    """A host admits reservations; what it holds beyond them is not taken from running VMs."""
+    if vm.resident_bytes < vm.memory_bytes:
+        swapped = format_size(vm.memory_bytes - vm.resident_bytes)
+        cause = f"{swapped} of {vm.name}'s memory are in its swap file"
+        remedy = f"reserve all of its memory, or give {vm.host} more"
+        return [f"{cause}, and swapped pages are not migrated yet; {remedy}"]
+    here = [v for v in topology.vms if placement.get(v.name, v.host) == destination.name]
+    free = destination.memory_bytes - sum(v.resident_bytes for v in here)
+    unreserved = destination.memory_bytes - sum(v.reserved_bytes for v in here)
+    if vm.memory_bytes <= free:
+        return []
+    needs = f"{destination.name} has {format_size(max(free, 0))} of memory free and {vm.name} needs"
+    remedy = "raise the host's memory or move a VM away"
+    if vm.reserved_bytes <= unreserved and free != unreserved:
+        remedy += "; it could reserve enough, but running VMs keep the memory that they have"
+    return [f"{needs} {format_size(vm.memory_bytes)}; {remedy}"]
 
 
 def reasons_against(
@@ -56,13 +72,7 @@ def reasons_against(
     source = placement.get(vm.name, vm.host)
     if source == destination.name:
         return (f"{vm.name} runs on {source} already; name another host",)
-    reasons = []
-    room = destination.memory_bytes - used_memory_bytes(topology, placement, destination.name)
-    if vm.memory_bytes > room:
-        reasons.append(
-            f"{destination.name} has {format_size(max(room, 0))} of memory free and {vm.name}"
-            f" needs {format_size(vm.memory_bytes)}; raise the host's memory or move a VM away"
-        )
+    reasons = _memory_reasons(topology, placement, vm, destination)
     if vm.vcpus > destination.cores:
         reasons.append(
             f"{destination.name} has {destination.cores} cores and {vm.name} has {vm.vcpus} vCPUs;"

@@ -49,7 +49,7 @@ def preview(running: Plan, placement: Mapping[str, str], topology: Topology) -> 
 
 def same_but_for_text(a: Topology, b: Topology) -> bool:
     """Whether two topologies mean the same; what is no kernel object counts as well."""
-    return replace(a, text="", file="") == replace(b, text="", file="")
+    return replace(a, text="", file="", traces=()) == replace(b, text="", file="", traces=())
 
 
 def notes(topology: Topology, placement: Mapping[str, str]) -> list[str]:
@@ -62,7 +62,7 @@ def notes(topology: Topology, placement: Mapping[str, str]) -> list[str]:
     ]
 
 
-async def apply(estate: Estate, topology_file: str, topology_text: str) -> Message:
+async def apply(estate: Estate, request: Message) -> Message:
     """Change the lab to a topology; a failure undoes what had been changed.
 
     Raises:
@@ -70,12 +70,13 @@ async def apply(estate: Estate, topology_file: str, topology_text: str) -> Messa
         LabError: it is another lab's, or the change failed (the message says what stands).
     """
     async with estate.describing:
-        return await _apply(estate, topology_file, topology_text)
+        return await _apply(estate, request)
 
 
-async def _apply(estate: Estate, topology_file: str, topology_text: str) -> Message:
+async def _apply(estate: Estate, request: Message) -> Message:
     old = estate.journal
-    topology = topologies.loads(topology_text, topology_file)
+    topology_file, topology_text = request["topology_file"], request["topology_text"]
+    topology = topologies.loads(topology_text, topology_file, request["traces"])
     if old.state != "up":
         raise LabError(
             f"apply {topology_file}: lab {old.plan.lab!r} is {old.state};"
@@ -95,6 +96,8 @@ async def _apply(estate: Estate, topology_file: str, topology_text: str) -> Mess
         plan=plan_here(topology, placement),
         placement=placement,
         links=(),
+        workloads={},
+        traces=dict(topology.traces),
     )
     before = estate.topology
     change = await change_to(estate, topology, new)
@@ -187,6 +190,8 @@ async def alter_steps(estate: Estate, pairs: tuple[tuple[Step, Step], ...]) -> N
     for before, after in pairs:
         if isinstance(after, DelayLine):
             await estate.wires.alter(after)
+        elif isinstance(after, PowerOn):
+            await estate.switch(after)
         elif not isinstance(before, LabStep) and not isinstance(after, LabStep):
             alter(before, after)
 

@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from testbed import topology as topologies
 from testbed.errors import LabError, TestbedError
 from testbed.lab import vmx
 from testbed.lab.child import Child
@@ -20,11 +20,13 @@ from testbed.lab.cpus import cpu_count
 from testbed.lab.link_change import changed_links
 from testbed.lab.planning import network_here, plan_here
 from testbed.lab.reservations import Reservations
+from testbed.lab.running_vm import RunningVM
 from testbed.lab.teams import Teams
 from testbed.lab.together import at_most
 from testbed.lab.wires import Wires
+from testbed.lab.workload_change import changed_workloads
 from testbed.plan.network import Network
-from testbed.plan.plan import step_from_json
+from testbed.plan.plan import step_from_json, step_to_json
 from testbed.plan.policies import DelayLine
 from testbed.plan.steps import DatastoreDirectory, LabStep, Netns, PowerOn
 
@@ -41,26 +43,8 @@ if TYPE_CHECKING:
     from testbed.topology.model import Topology
 
 POWER_ON_DEADLINE_S = 120.0
-ANSWER_DEADLINE_S = 5.0
 MOST_LINK_EVENTS = 100
 VMS_AT_A_TIME_PER_CPU = 2  # powering on waits now and then, for a vCPU to answer
-
-
-@dataclass(slots=True)
-class RunningVM:
-    """A VM that is powered on, and the VMX process that runs it."""
-
-    step: PowerOn
-    channel: Child
-    memory_fd: int
-    migrating: bool = False
-
-    @property
-    def state(self) -> str:
-        """`running`, `migrating`, or `failed` when its VMX or a vCPU has died."""
-        if self.channel.trouble is not None:
-            return "failed"
-        return "migrating" if self.migrating else "running"
 
 
 class Estate:
@@ -70,9 +54,9 @@ class Estate:
         self._preloaded = preloaded
         self.directory = directory
         self.journal = journal
-        self.written = topologies.loads(journal.topology_text, journal.topology_file)
-        """The topology as its file says, without the changes of links (`Journal.links`)."""
-        self.topology: Topology = changed_links(self.written, journal.links)
+        self.written = journal.topology()
+        """The topology as its file says, without the changes of links and workloads."""
+        self.topology = self.described(journal.links)
         self.link_events: deque[tuple[int, str]] = deque(maxlen=MOST_LINK_EVENTS)
         """What `testbed link` has done, and when (CLOCK_MONOTONIC, ns)."""
         self.vms: dict[str, RunningVM] = {}
@@ -85,6 +69,10 @@ class Estate:
         """Whatever feels for a VM now (testbed/lab/felt.py)."""
         self.teams = Teams()
         self.reservations = Reservations()
+
+    def described(self, links: tuple[dict[str, Any], ...]) -> Topology:
+        """The topology with these changes of links, and those of workloads in the journal."""
+        return changed_workloads(changed_links(self.written, links), self.journal.workloads)
 
     def write_journal(self, journal: Journal) -> None:
         """Note a new state of the lab, on disk first."""
@@ -147,6 +135,8 @@ class Estate:
     async def do(self, step: LabStep) -> bool:
         """Carry out one lab step; a VM that runs already is left alone, a failed one is not.
 
+        One whose NIC process has ended gets another.
+
         Returns:
             Whether there was anything to do.
 
@@ -160,10 +150,11 @@ class Estate:
             return True
         running = self.vms.get(step.vm)
         if running is not None and running.channel.trouble is None:
+            await running.plug_in()
             return False
         if running is not None:
             del self.vms[step.vm]
-            await running.channel.end()
+            await running.end()
         await self._power_on(step)
         return True
 
@@ -177,8 +168,8 @@ class Estate:
             return
         running = self.vms.pop(step.vm, None)
         if running is not None:
-            await running.channel.end()
-        shutil.rmtree(self._files(step), ignore_errors=True)
+            await running.end()
+        shutil.rmtree(self.files(step), ignore_errors=True)
 
     async def end_all(self) -> None:
         """End every VM and delay line, and stop following the network."""
@@ -186,7 +177,7 @@ class Estate:
         self.reservations.close()
         while self.vms:
             _, running = self.vms.popitem()
-            await running.channel.end()
+            await running.end()
         await self.wires.stop_all()
         self._preloaded.close()
 
@@ -196,33 +187,47 @@ class Estate:
         return await Child.start(partial(self._preloaded.fork_vmx, arguments=arguments))
 
     async def _power_on(self, step: PowerOn) -> None:
-        files = self._files(step)
+        files = self.files(step)
         files.mkdir(parents=True, exist_ok=True)
-        configuration = json.dumps(asdict(step), indent=2)
+        configuration = json.dumps(step_to_json(step), indent=2)
         (files / f"{step.vm}.json").write_text(configuration + "\n", encoding="utf-8")
-        channel = await self.spawn(step)
-        try:
-            answer = await channel.call(
-                {"command": "power_on", "vm": vmx.guest_fields(step)}, POWER_ON_DEADLINE_S
-            )
-        except BaseException as error:
-            await channel.end()
-            if isinstance(error, TestbedError):
+        async with AsyncExitStack() as undo:
+            try:
+                channel = await self.spawn(step)
+                undo.push_async_callback(channel.end)
+                fields = vmx.guest_fields(step, str(files))
+                message = {"command": "power_on", "vm": fields}
+                answer = await channel.call(message, POWER_ON_DEADLINE_S)
+                running = RunningVM(step, channel, answer["memory_fd"], answer["nic_line"])
+                await running.plug_in()
+            except TestbedError as error:
                 raise LabError(f"power on {step.vm} on {step.host}: {error}") from error
-            raise
-        self.vms[step.vm] = RunningVM(step, channel, answer["memory_fd"])
+            self.vms[step.vm] = running
+            undo.pop_all()
+
+    async def switch(self, step: PowerOn) -> None:
+        """Have a VM do what `step` says, which differs in workloads alone.
+
+        Raises:
+            LabError: it can't, and goes on as it was.
+        """
+        running = self.vms[step.vm]
+        await running.switch(step)
+        if running.channel.trouble is None:
+            await running.plug_in()
 
     def _datastore(self, name: str) -> Path:
         return self.directory.datastores / name
 
-    def _files(self, step: PowerOn) -> Path:
+    def files(self, step: PowerOn) -> Path:
+        """A VM's place on its datastore."""
         return self._datastore(step.datastore) / step.vm
 
     # -- the commands ---------------------------------------------------------------------
 
     async def status(self) -> Message:
         """The lab as JSON: nodes, VMs with their counters, what is wrong."""
-        vms = await asyncio.gather(*(self._vm_status(vm) for vm in self.vms.values()))
+        vms = await asyncio.gather(*(vm.status() for vm in self.vms.values()))
         return {
             "lab": self.directory.name,
             "state": self.journal.state,
@@ -250,26 +255,3 @@ class Estate:
     async def wire_reading(self) -> Message:
         """The counters of the links with latency, as `Wires.reading`."""
         return await self.wires.reading(self.journal.plan)
-
-    async def _vm_status(self, vm: RunningVM) -> dict[str, Any]:
-        step = vm.step
-        status: dict[str, Any] = {
-            "name": step.vm,
-            "host": step.host,
-            "state": vm.state,
-            "trouble": vm.channel.trouble,
-            "vmx_pid": vm.channel.pid,
-            "memory_bytes": step.memory_bytes,
-            "vcpus": step.vcpus,
-            "workload": step.workload,
-            "dirty_rate_bytes_per_s": step.dirty_rate_bytes_per_s,
-            "working_set_bytes": step.working_set_bytes,
-            "counters": None,
-        }
-        if vm.state == "running":
-            try:
-                answer = await vm.channel.call({"command": "counters"}, ANSWER_DEADLINE_S)
-                status["counters"] = answer["counters"]
-            except LabError as error:
-                status |= {"state": "failed", "trouble": str(error)}
-        return status

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from socket import socket
 
-    from testbed.lab.estate import Estate, RunningVM
+    from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
+    from testbed.lab.running_vm import RunningVM
     from testbed.measure.endpoint import Endpoint
     from testbed.plan.steps import PowerOn
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from testbed import topology as topologies
 from testbed.errors import LabError
 from testbed.plan import plan as plans
 
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from testbed.plan.plan import Plan
+    from testbed.topology.model import Topology
 
 State = Literal["building", "up", "changing", "broken"]
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Journal:
 
     `plan` is what stands while the state is `up`; in any other state it is all that may
     stand. `placement` holds the hosts of the VMs that have moved from the file's, `links` what
-    has been changed on links since (`link_change.LinkChange` as JSON).
+    has been changed on links since (`link_change.LinkChange` as JSON), `workloads` what VMs have
+    been switched to (`guest.workloads` as JSON), `traces` as `topology.loads` takes them.
     """
 
     state: State
@@ -34,6 +37,12 @@ class Journal:
     plan: Plan
     placement: dict[str, str]
     links: tuple[dict[str, Any], ...] = ()
+    workloads: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    traces: dict[str, str] = field(default_factory=dict)
+
+    def topology(self) -> Topology:
+        """The topology as its file says, without what has been changed since."""
+        return topologies.loads(self.topology_text, self.topology_file, self.traces)
 
     def in_state(self, state: State) -> Journal:
         """The same lab in another state."""
@@ -48,6 +57,8 @@ class Journal:
             "topology_text": self.topology_text,
             "placement": self.placement,
             "links": list(self.links),
+            "workloads": self.workloads,
+            "traces": self.traces,
             "plan": plans.to_json(self.plan),
         }
         new = path.with_suffix(".new")
@@ -75,6 +86,8 @@ class Journal:
                 plan=plans.from_json(data["plan"]),
                 placement=data["placement"],
                 links=tuple(data["links"]),
+                workloads=data["workloads"],
+                traces=data["traces"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             lab = path.parent.name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from testbed.errors import LabError, TestbedError
 from testbed.kernel.link_state import is_set_up, set_link_state
 from testbed.lab.change import alter_steps, change_to
-from testbed.lab.link_change import LinkChange, changed, changed_links, find, without
+from testbed.lab.link_change import LinkChange, changed, find, without
 from testbed.lab.planning import plan_here
 from testbed.plan.difference import difference
 from testbed.plan.names import netns_name
@@ -161,7 +161,7 @@ async def _describe_anew(
     async with estate.describing:
         old = estate.journal
         links = noted(old.links)
-        topology = changed_links(estate.written, links)
+        topology = estate.described(links)
         new = replace(old, plan=plan_here(topology, old.placement), links=links)
         # Not with the plan of the journal, which has the wires of a migration under way as well.
         planned = difference(plan_here(estate.topology, old.placement), new.plan)

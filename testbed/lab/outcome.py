@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from testbed import __version__
+from testbed.guest.workload_text import describe_workloads
 from testbed.lab.link_change import LinkChange
 from testbed.lab.path import find_path
 from testbed.plan.steps import Netns
@@ -97,7 +98,7 @@ def migration_result(
             "rate": "HTB at each sending port, told rate x (MTU + 14) / (MTU + 38)",
             "latency": _latency_text(wires),
             "path": _path_text(path, physical),
-            "dirty tracking": outcome.engine["tracking"] if outcome.engine else "unknown",
+            "dirty tracking": _tracking_text(outcome, step),
         },
         "source": step.host,
         "destination": request["to"],
@@ -105,9 +106,9 @@ def migration_result(
             "name": step.vm,
             "memory_bytes": step.memory_bytes,
             "vcpus": step.vcpus,
-            "workload": step.workload,
-            "dirty_rate_bytes_per_s": step.dirty_rate_bytes_per_s,
-            "working_set_bytes": step.working_set_bytes,
+            "workload": describe_workloads(step.workloads),
+            "backing": step.backing,
+            "page_bytes": step.page_bytes,
         },
         "switchover_goal_ns": request["switchover_goal_ns"],
         "outcome": "failed" if outcome.failure else "completed",
@@ -124,6 +125,14 @@ def migration_result(
         "felt": felt,
         "path_goodput_bps": physical.goodput_bps(path.ip_version) if physical else None,
     }
+
+
+def _tracking_text(outcome: Outcome, step: PowerOn) -> str:
+    if outcome.engine is None:
+        return "unknown"
+    if step.backing == "synthetic":
+        return f"{outcome.engine['tracking']}, of synthetic memory: its cost is not that of a guest"
+    return str(outcome.engine["tracking"])
 
 
 def _latency_text(wires: tuple[WireReport, ...]) -> str:

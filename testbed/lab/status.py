@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from testbed import topology as topologies
 from testbed.errors import InputError, LabError
 from testbed.kernel.discovery import discover
 from testbed.kernel.observation import observe
@@ -79,7 +78,7 @@ def lab_status(name: str) -> dict[str, Any]:
 
 def _neighbours(journal: Journal) -> list[dict[str, Any]]:
     """What each vmnic hears by LLDP from the physical switch that it is cabled to."""
-    said_of = topologies.loads(journal.topology_text, journal.topology_file)
+    said_of = journal.topology()
     wires = {(s.a.netns, s.a.name): s for s in journal.plan.steps if isinstance(s, Veth)}
     cables: dict[tuple[str, str], tuple[Cable, Neighbour]] = {}
     for host in said_of.hosts:

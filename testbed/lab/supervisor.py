@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import InputError, LabError, TestbedError
+from testbed.lab import vm_commands
 from testbed.lab.change import apply
 from testbed.lab.client import error_message
 from testbed.lab.directory import LabDirectory
@@ -96,11 +97,13 @@ class Supervisor:
             "status": estate.status,
             "make": lambda: estate.make(request["steps"]),
             "commit": estate.commit,
-            "apply": lambda: self._alone(
-                apply(estate, request["topology_file"], request["topology_text"]), emit
-            ),
+            "apply": lambda: self._alone(apply(estate, request), emit),
             "link": lambda: self._link(request, emit),
             "wires": estate.wire_reading,
+            "vm": lambda: vm_commands.vm_status(estate, request),
+            "workload": lambda: self._alone(vm_commands.switch(estate, request), emit),
+            "throttle": lambda: vm_commands.throttle(estate, request),
+            "record": lambda: vm_commands.record(estate, request),
             "migrate": lambda: self._alone(migrate(estate, request, emit, gone), emit),
             "feel": lambda: feel(estate, request, gone),
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from testbed import topology as topologies
 from testbed.errors import InputError
 from testbed.lab.planning import network_here
 from testbed.plan.policies import Chain
@@ -47,7 +46,7 @@ def switch_ports(journal: Journal, host: str | None = None) -> list[SwitchPort]:
     Raises:
         InputError: there is no such host.
     """
-    topology = topologies.loads(journal.topology_text, journal.topology_file)
+    topology = journal.topology()
     hosts = [one for one in topology.hosts if host in (None, one.name)]
     if not hosts:
         names = ", ".join(one.name for one in topology.hosts)

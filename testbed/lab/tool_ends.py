@@ -5,7 +5,6 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
 
-from testbed import topology as topologies
 from testbed.errors import InputError, MeasurementError
 from testbed.kernel import netns
 from testbed.lab.adapters import adapter, adapters
@@ -55,7 +54,7 @@ def ends(
 
 def _members(journal: Journal, node: str, netstack: str) -> list[str]:
     """The vmks of a host's TCP/IP stack."""
-    topology = topologies.loads(journal.topology_text, journal.topology_file)
+    topology = journal.topology()
     vmks = next((host.vmks for host in topology.hosts if host.name == node), ())
     members = [vmk.name for vmk in vmks if vmk.netstack == netstack]
     if not members:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from testbed import topology as topologies
 from testbed.errors import LabError
 from testbed.kernel import builder, netns
 from testbed.lab.change import same_but_for_text
@@ -88,7 +87,7 @@ def up(
             )
         plan = plan_here(topology)
         file = str(Path(topology.file).absolute())  # a hint that names it holds anywhere
-        journal = Journal("building", file, topology.text, plan, {})
+        journal = Journal("building", file, topology.text, plan, {}, traces=dict(topology.traces))
         with ExitStack() as undo:
             directory.create()
             undo.callback(take_down, directory)
@@ -147,7 +146,7 @@ def _see_that_it_stands(
     Raises:
         LabError: it runs with another topology.
     """
-    running = topologies.loads(journal.topology_text, journal.topology_file)
+    running = journal.topology()
     if not same_but_for_text(running, topology):
         raise LabError(
             f"lab {topology.name!r} is running with another topology ({journal.topology_file});"

@@ -204,7 +204,7 @@ class _Move:
         """Let the two ends work, and find out which of them has the guest."""
         spec, nics, leaving = self._spec(), self._nics(), self.running.channel
         nic = self.running.nic if self.running.nic and not self.running.nic.trouble else None
-        there = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
+        there: Message = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
         there["has_nic"] = nic is not None
         here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
         async with leaving.conversation:

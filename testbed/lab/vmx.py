@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import select
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import LabError, TestbedError
 from testbed.guest.machine import Guest
+from testbed.guest.recording import record
 from testbed.guest.specification import GuestSpec
+from testbed.guest.workloads import from_json
 from testbed.kernel import netns
+from testbed.lab import disk
+from testbed.lab.counting import count
 from testbed.lab.lines import LineSocket, Message
 from testbed.lab.plug import Plug
 from testbed.migration import destination, source
@@ -27,24 +31,21 @@ if TYPE_CHECKING:
 _PR_SET_NAME = 15  # linux/prctl.h
 
 
-def guest_fields(step: PowerOn) -> dict[str, Any]:
-    """A VM of the plan as `GuestSpec.to_json` tells it."""
-    workloads = []
-    if step.workload != "idle":
-        workloads.append(
-            {
-                "kind": step.workload,
-                "dirty_rate_bytes_per_s": step.dirty_rate_bytes_per_s,
-                "working_set_bytes": step.working_set_bytes,
-            }
-        )
-    return {
-        "name": step.vm,
-        "memory_bytes": step.memory_bytes,
-        "vcpus": step.vcpus,
-        "workloads": workloads,
-        "seed": step.seed,
-    }
+def guest_fields(step: PowerOn, directory: str) -> dict[str, Any]:
+    """A VM of the plan as `GuestSpec.to_json` tells it; `directory` is its place on disk."""
+    return GuestSpec(
+        name=step.vm,
+        memory_bytes=step.memory_bytes,
+        vcpus=step.vcpus,
+        workloads=step.workloads,
+        seed=step.seed,
+        in_use_bytes=step.in_use_bytes,
+        backing=step.backing,
+        page_bytes=step.page_bytes,
+        resident_bytes=step.resident_bytes,
+        affinity=step.affinity,
+        directory=directory,
+    ).to_json()
 
 
 def run(control: socket.socket, *, vm: str, vm_netns: str, host: str) -> None:
@@ -95,6 +96,11 @@ class _Vmx:
         return {
             "power_on": self._power_on,
             "counters": self._counters,
+            "switch": self._switch,
+            "throttle": self._throttle,
+            "record": self._record,
+            "attach_nic": self._attach_nic,
+            "detach_nic": self._detach_nic,
             "migrate": self._migrate,
             "receive": self._receive,
             "take_back": self._take_back,
@@ -131,20 +137,36 @@ class _Vmx:
     # -- commands -------------------------------------------------------------------------
 
     def _power_on(self, message: Message) -> Message:
-        self._guest = Guest.power_on(GuestSpec.from_json(message["vm"]), self._enter_vm)
-        return {"event": "running", "memory_fd": self._guest.memory.fd}
+        spec = GuestSpec.from_json(message["vm"])
+        disk.prepare(spec)
+        self._guest = Guest.power_on(spec, self._enter_vm)
+        return {"event": "running", **_places(self._guest)}
 
-    def _counters(self, _: Message) -> Message:
+    def _counters(self, message: Message) -> Message:
+        return {"counters": count(self._need_guest(), whole=message["whole"])}
+
+    def _switch(self, message: Message) -> Message:
         guest = self._need_guest()
-        counters = guest.counters()
-        return {
-            "counters": {
-                "steps": int(counters["steps"].sum()),
-                "pages_written": int(guest.task_counters()["pages_written"].sum()),
-                "resumes": int(counters["resumes"].max()),
-                "vcpu_pids": list(guest.pids),
-            }
-        }
+        workloads = tuple(map(from_json, message["workloads"]))
+        with disk.exchanged(guest.program, replace(guest.program, workloads=workloads)):
+            guest.switch_workloads(workloads)
+        return {}
+
+    def _throttle(self, message: Message) -> Message:
+        self._need_guest().throttle(message["sleep_ns_per_ms"])
+        return {}
+
+    def _record(self, message: Message) -> Message:
+        trace = record(self._need_guest(), message["duration_ns"], message["interval_ns"])
+        return {"ranges": [asdict(one) for one in trace.ranges]}
+
+    def _attach_nic(self, _: Message) -> Message:
+        self._need_guest().attach_nic()
+        return {}
+
+    def _detach_nic(self, _: Message) -> Message:
+        self._need_guest().detach_nic()
+        return {}
 
     def _migrate(self, message: Message) -> Message:
         guest = self._need_guest()
@@ -180,7 +202,9 @@ class _Vmx:
             self._plug(message) as plug,
             destination.Destination(spec, self._enter_vm) as prepared,
         ):
-            self._say({"event": "listening", "memory_fd": prepared.guest.memory.fd})
+            if message["has_nic"]:
+                prepared.guest.attach_nic()
+            self._say({"event": "listening", **_places(prepared.guest)})
             hooks = destination.DestinationHooks(
                 hold=partial(self._hold, prepared), open=plug.open_and_announce
             )
@@ -197,6 +221,11 @@ class _Vmx:
         self._say({"event": "loaded", "memory_fd": prepared.guest.memory.fd})
         while (message := self._control.receive()) is None or message["command"] != "go":
             pass
+
+
+def _places(guest: Guest) -> Message:
+    """Where others find a guest: descriptors of this process."""
+    return {"memory_fd": guest.memory.fd, "nic_line": guest.nic_line()}
 
 
 def _migration_spec(fields: dict[str, Any]) -> MigrationSpec:

@@ -28,7 +28,8 @@ def alterable(old: Step, new: Step) -> bool:
     """Whether the kernel takes the change without remaking the object and what stands on it.
 
     A link's rates, chain, delay and offloads, a wire's and a bridge's MTU; another MAC, bridge
-    port or queue length is another object. A datastore that more hosts mount stays where it is.
+    port or queue length is another object. A datastore that more hosts mount stays where it is. A
+    VM takes other workloads while it runs.
     """
     match old, new:
         case (
@@ -36,6 +37,8 @@ def alterable(old: Step, new: Step) -> bool:
             _,
         ):
             return type(old) is type(new)
+        case PowerOn(), PowerOn():
+            return replace(old, workloads=()) == replace(new, workloads=())
         case Bridge(), Bridge():
             return (old.mac, old.remembers) == (new.mac, new.remembers)
         case Veth(), Veth():

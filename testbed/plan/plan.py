@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from testbed.guest.workloads import from_json as workload_from_json
 from testbed.plan.policies import Chain, Delay, DelayLine, Netem, Offloads, Shape, TrafficClass
 from testbed.plan.stages import stage_from_json, stage_to_json
 from testbed.plan.steps import (
@@ -93,6 +94,8 @@ def step_from_json(data: dict[str, Any]) -> Step:
         case Chain.kind:
             for direction in ("incoming", "outgoing"):
                 fields[direction] = tuple(map(stage_from_json, data[direction]))
+        case PowerOn.kind:
+            fields["workloads"] = tuple(map(workload_from_json, data["workloads"]))
     return _types()[data["kind"]](**fields)
 
 

@@ -8,9 +8,14 @@ final: names fit the kernel, rates are what HTB is told, MTUs and addresses are 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from testbed.guest.specification import SMALL_PAGE_BYTES
 from testbed.plan.policies import Chain, DelayLine, Netem, Offloads, Shape
+
+if TYPE_CHECKING:
+    from testbed.guest.specification import Backing
+    from testbed.guest.workloads import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,20 +213,26 @@ class DatastoreDirectory:
 
 @dataclass(frozen=True, slots=True)
 class PowerOn:
-    """A VM powered on: its memory and vCPU processes, run by the supervisor."""
+    """A VM powered on: its memory and vCPU processes, run by the supervisor.
+
+    What it is made from is said as in `guest.specification.GuestSpec`.
+    """
 
     kind: ClassVar[str] = "vm"
     vm: str
     netns: str
     host: str
     host_netns: str
+    datastore: str
     memory_bytes: int
     vcpus: int
-    datastore: str
-    workload: str
-    dirty_rate_bytes_per_s: int
-    working_set_bytes: int
     seed: int
+    workloads: tuple[Workload, ...] = ()
+    in_use_bytes: int | None = None
+    backing: Backing = "real"
+    page_bytes: int = SMALL_PAGE_BYTES
+    resident_bytes: int | None = None
+    affinity: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:

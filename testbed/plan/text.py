@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from testbed.guest.specification import SMALL_PAGE_BYTES
+from testbed.guest.workload_text import describe_workloads
 from testbed.plan.policies import Chain, DelayLine, Netem, Offloads, Shape
 from testbed.plan.policy_text import describe_policy
 from testbed.plan.steps import (
@@ -16,7 +18,7 @@ from testbed.plan.steps import (
     Step,
     Veth,
 )
-from testbed.units import format_byte_rate, format_size
+from testbed.units import format_size
 
 
 def describe_undo(step: Step) -> str:
@@ -48,11 +50,22 @@ def describe(step: Step) -> str:  # noqa: PLR0911  (one line for each kind of st
         case DatastoreDirectory():
             return f"datastore {step.name} for {', '.join(step.hosts)}"
         case PowerOn():
-            rate = format_byte_rate(step.dirty_rate_bytes_per_s)
             return (
-                f"power on {step.vm} on {step.host}: {format_size(step.memory_bytes)},"
-                f" {step.vcpus} vCPU, {step.workload} {rate}"
+                f"power on {step.vm} on {step.host}: {format_size(step.memory_bytes)}"
+                f"{_memory(step)}, {step.vcpus} vCPU, {describe_workloads(step.workloads)}"
             )
+
+
+def _memory(step: PowerOn) -> str:
+    """What of a VM's memory isn't the ordinary."""
+    words = []
+    if step.backing == "synthetic":
+        words.append("synthetic")
+    if step.page_bytes != SMALL_PAGE_BYTES:
+        words.append(f"in pages of {format_size(step.page_bytes)}")
+    if step.resident_bytes is not None:
+        words.append(f"{format_size(step.memory_bytes - step.resident_bytes)} of it swapped")
+    return " " + ", ".join(words) if words else ""
 
 
 def _settings(end: End) -> str:

@@ -120,7 +120,9 @@ def summary(result: MigrationResult) -> list[Figure]:
     """The figures of a result, most important first."""
     guest, engine = result.guest, result.engine
     memory = nominal(result, guest.memory_bytes, format_size(guest.memory_bytes), "size")
-    found = [Figure("Guest memory", memory, "as configured, after scale")]
+    synthetic = guest.backing == "synthetic"
+    how = ", synthetic: no claim is made of what tracking its writes costs" if synthetic else ""
+    found = [Figure("Guest memory", memory, f"as configured, after scale{how}")]
     if engine is not None:
         found += _engine_figures(result, engine)
     if (seen := result.verification) is not None:

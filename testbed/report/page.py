@@ -14,7 +14,7 @@ from testbed.report.felt_page import chart_part, felt_figures
 from testbed.report.figures import COLUMNS, iteration_cells, succeeded, summary, verdict
 from testbed.report.files import write_whole
 from testbed.report.style import CSS, SCRIPT
-from testbed.units import format_byte_rate, format_duration, format_size
+from testbed.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -150,13 +150,8 @@ def _input(result: MigrationResult) -> list[str]:
     rows = [
         ("Command", result.command),
         ("Guest", f"{guest.name}: {format_size(guest.memory_bytes)}, {guest.vcpus} vCPU"),
-        (
-            "Workload",
-            (
-                f"{guest.workload}, asked for {format_byte_rate(guest.dirty_rate_bytes_per_s)} in "
-                f"a working set of {format_size(guest.working_set_bytes)}"
-            ),
-        ),
+        ("Memory", f"{guest.backing}, pages of {format_size(guest.page_bytes)}"),
+        ("Workload", guest.workload),
         ("Switchover goal", format_duration(result.switchover_goal_ns)),
         ("Kernel", result.kernel),
     ]

@@ -11,7 +11,7 @@ from typing import Literal
 
 from testbed.report.felt import Felt  # noqa: TC001 - the store reads the types
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +106,18 @@ class EngineReport:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """The VM that was moved, at the lab's scale."""
+    """The VM that was moved, at the lab's scale.
+
+    `workload` are its workloads in words. Of `synthetic` memory the tracking's cost is not that of
+    a guest, so nothing is claimed of it.
+    """
 
     name: str
     memory_bytes: int
     vcpus: int
     workload: str
-    dirty_rate_bytes_per_s: int
-    working_set_bytes: int
+    backing: Literal["real", "synthetic"] = "real"
+    page_bytes: int = 4096
 
 
 @dataclass(frozen=True, slots=True)

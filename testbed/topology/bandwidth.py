@@ -6,16 +6,17 @@ from collections import defaultdict
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from testbed.topology.capacity import check_rate
 from testbed.topology.problems import shown
+from testbed.topology.sizes import check_rate
 from testbed.topology.traffic import SYSTEM_TRAFFIC, VM_TRAFFIC
 from testbed.topology.vswitches import DistributedPortGroup, DistributedSwitch
 from testbed.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from testbed.topology.draft import Draft
+    from testbed.topology.machines import Bandwidth
     from testbed.topology.problems import Path
-    from testbed.topology.schema import Bandwidth, HostNic
+    from testbed.topology.schema import HostNic
     from testbed.topology.vswitches import Nioc, PortGroup, TrafficAllocation
 
 RESERVABLE = Fraction(3, 4)

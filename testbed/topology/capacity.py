@@ -1,4 +1,4 @@
-"""What fits: VMs into their hosts, working sets into memory, and all of it after scaling."""
+"""What fits: VMs into their hosts and their memory, and all of it after scaling."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections import defaultdict
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from testbed.topology.leaves import MIN_RATE_BPS
+from testbed.guest.specification import LARGE_PAGE_BYTES
+from testbed.topology import machines
 from testbed.topology.problems import Path, shown
-from testbed.units import format_size
+from testbed.topology.sizes import PAGE_BYTES, Sizes, check_rate, of_scale, own_bytes, size_text
 
 if TYPE_CHECKING:
     from testbed.topology.draft import Draft
-    from testbed.topology.schema import Vm
+    from testbed.topology.machines import Vm
 
-PAGE_BYTES = 4096
 LEAST_MEMORY_BYTES = 2**20
-DEFAULT_WORKING_SET = Fraction(1, 5)
 
 
 def check(draft: Draft) -> None:
-    """Report VMs that don't fit, workloads that can't run, and what scales to no whole number."""
+    """Report VMs that don't fit, memory that can't be had, and what scales to no whole number."""
     scale = Fraction(1) if draft.file.scale is None else draft.file.scale
     for number, link in enumerate(draft.file.links):
         check_rate(draft, ("links", number, "rate"), link.rate, scale)
@@ -29,28 +28,50 @@ def check(draft: Draft) -> None:
         for vmnic, nic in host.nics.items():
             check_rate(draft, ("hosts", name, "nics", vmnic, "rate"), nic.rate, scale)
     for name, vm in draft.file.vms.items():
-        _memory(draft, ("vms", name, "memory"), vm.memory, scale)
-        _workload(draft, name, vm, scale)
+        path: Path = ("vms", name)
+        _memory(draft, (*path, "memory"), vm.memory, scale)
+        if vm.memory is not None:
+            _parts_of_memory(draft, path, vm, scale)
+            _pages(draft, path, vm, scale)
+        _affinity(draft, path, vm)
         _on_host(draft, name, vm)
-    _host_memory(draft)
+    _host_memory(draft, scale)
 
 
-def working_set_bytes(vm: Vm, scale: Fraction) -> int:
-    """The working set after scaling, in whole pages; a share is rounded down to them."""
-    if vm.workload.kind == "idle" or vm.memory is None:
-        return 0
-    wanted = vm.workload.working_set or DEFAULT_WORKING_SET
-    share = isinstance(wanted, Fraction)
-    size = vm.memory * scale * wanted if share else wanted * scale
-    return int(size) // PAGE_BYTES * PAGE_BYTES
+def reserved_bytes(vm: Vm, scale: Fraction) -> int:
+    """The memory that the VM surely gets, at the lab's scale."""
+    sizes = Sizes(vm, scale)
+    return sizes.memory_bytes if vm.reservation is None else sizes.of(vm.reservation)
 
 
-def _of(scale: Fraction) -> str:
-    return "" if scale == 1 else f" at scale {scale}"
+def resident_bytes(draft: Draft, scale: Fraction) -> dict[str, int]:
+    """What each VM has in its host's memory, at the lab's scale; the rest of it is swapped.
+
+    Its reservation, and of what they leave free a part in proportion to what it lacks.
+    """
+    resident: dict[str, int] = {}
+    for host, names in _vms_by_host(draft).items():
+        memory = int((draft.file.hosts[host].memory or 0) * scale)
+        vms = {name: draft.file.vms[name] for name in names}
+        lacks = {
+            n: Sizes(vm, scale).memory_bytes - reserved_bytes(vm, scale) for n, vm in vms.items()
+        }
+        free = memory - sum(reserved_bytes(vm, scale) for vm in vms.values())
+        share = min(Fraction(1), Fraction(max(free, 0), max(sum(lacks.values()), 1)))
+        for name, vm in vms.items():
+            size = reserved_bytes(vm, scale) + int(lacks[name] * share)
+            resident[name] = size // PAGE_BYTES * PAGE_BYTES
+    return resident
 
 
-def _size(size: Fraction) -> str:
-    return format_size(float(size))
+def _vms_by_host(draft: Draft) -> dict[str, list[str]]:
+    """The VMs of each host whose memory is known, without those with unknown memory."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, vm in draft.file.vms.items():
+        host = draft.file.hosts.get(vm.host or "")
+        if host is not None and vm.host and host.memory is not None and vm.memory is not None:
+            found[vm.host].append(name)
+    return found
 
 
 def _memory(draft: Draft, path: Path, memory: int | None, scale: Fraction) -> None:
@@ -60,95 +81,78 @@ def _memory(draft: Draft, path: Path, memory: int | None, scale: Fraction) -> No
     if scaled.denominator != 1 or scaled % PAGE_BYTES:
         draft.problems.add(
             path,
-            f"{draft.problems.written(path)}{_of(scale)} is not a whole number of 4 KiB pages",
-            f"use a multiple of {_size(PAGE_BYTES / scale)}",
+            f"{draft.problems.written(path)}{of_scale(scale)} is not a whole number of 4 KiB pages",
+            f"use a multiple of {size_text(PAGE_BYTES / scale)}",
         )
     elif scaled < LEAST_MEMORY_BYTES:
         draft.problems.add(
             path,
-            f"{draft.problems.written(path)}{_of(scale)} is less than 1 MiB",
-            f"use at least {_size(LEAST_MEMORY_BYTES / scale)}",
+            f"{draft.problems.written(path)}{of_scale(scale)} is less than 1 MiB",
+            f"use at least {size_text(LEAST_MEMORY_BYTES / scale)}",
         )
 
 
-def check_rate(draft: Draft, path: Path, rate: int | None, scale: Fraction) -> None:
-    """Report a rate that is none after scaling."""
-    if rate is None:
-        return
-    scaled = rate * scale
-    if scaled.denominator != 1 or scaled < MIN_RATE_BPS:
+def _parts_of_memory(draft: Draft, path: Path, vm: Vm, scale: Fraction) -> None:
+    """Parts of a VM's memory, which are not more than all of it."""
+    sizes = Sizes(vm, scale)
+    own = own_bytes(vm) + PAGE_BYTES * (vm.vcpus or 1)
+    if LEAST_MEMORY_BYTES <= sizes.memory_bytes < own:
         draft.problems.add(
-            path,
-            f"{draft.problems.written(path)}{_of(scale)} is not a whole rate of at least 8 kbit/s",
-            f"use a multiple of {1 / scale} bit/s, or another scale",
+            (*path, "memory"),
+            f"the guest's own pages take {size_text(own)} of its memory with {vm.vcpus} vCPUs",
+            f"use at least {size_text(own / scale)}",
         )
-
-
-def _workload(draft: Draft, name: str, vm: Vm, scale: Fraction) -> None:
-    path: Path = ("vms", name, "workload")
-    workload = vm.workload
-    if workload.kind is None or draft.is_broken(*path) or draft.is_broken("vms", name):
-        return
-    if workload.kind == "idle":
-        for key in ("dirty_rate", "working_set"):
-            if getattr(workload, key) is not None:
-                draft.problems.add(
-                    (*path, key),
-                    f"an idle workload writes nothing, so its {key} means nothing",
-                    "remove it, or use kind: uniform",
-                    at_key=True,
-                )
-        return
-    if workload.dirty_rate is None:
-        draft.problems.add(
-            path,
-            f"a {workload.kind} workload has no dirty_rate",
-            "add one such as dirty_rate: 400MB/s, or use kind: idle",
-        )
-    elif (workload.dirty_rate * scale).denominator != 1:
-        draft.problems.add(
-            (*path, "dirty_rate"),
-            f"{draft.problems.written((*path, 'dirty_rate'))}{_of(scale)} is not whole",
-            f"use a multiple of {1 / scale} B/s",
-        )
-    _working_set(draft, path, vm, scale)
-
-
-def _working_set(draft: Draft, path: Path, vm: Vm, scale: Fraction) -> None:
-    if vm.memory is None:
-        return
-    wanted = vm.workload.working_set
-    place = path if wanted is None else (*path, "working_set")
-    if isinstance(wanted, int):
-        scaled = wanted * scale
-        if scaled.denominator != 1 or scaled % PAGE_BYTES:
+    for key, what in (("reservation", "a reservation"), ("memory_in_use", "memory in use")):
+        wanted = getattr(vm, key)
+        if isinstance(wanted, int) and wanted > (vm.memory or 0):
             draft.problems.add(
-                place,
-                f"{draft.problems.written(place)}{_of(scale)} is not a whole number of 4 KiB pages",
-                f"use a multiple of {_size(PAGE_BYTES / scale)}, or a percentage",
+                (*path, key),
+                f"{what} of {size_text(wanted)} is more than the VM's memory of"
+                f" {size_text(vm.memory or 0)}",
+                "make it smaller, or write a percentage",
             )
-            return
-    size = working_set_bytes(vm, scale)
-    if size > vm.memory * scale:
-        draft.problems.add(
-            place,
-            f"a working set of {_size(size / scale)} is more than the VM's memory of"
-            f" {format_size(vm.memory)}",
-            "make it smaller, or write a percentage",
-        )
-    elif size < PAGE_BYTES * (vm.vcpus or 1):
-        draft.problems.add(
-            place,
-            f"{_share(wanted)} of {format_size(vm.memory)}{_of(scale)} is less than one page for"
-            " each vCPU",
-            "make it larger, or use kind: idle",
-        )
 
 
-def _share(wanted: Fraction | int | None) -> str:
-    if isinstance(wanted, int):
-        return format_size(wanted)
-    return f"{float(wanted or DEFAULT_WORKING_SET) * 100:g}%"
+def _pages(draft: Draft, path: Path, vm: Vm, scale: Fraction) -> None:
+    """Large pages and synthetic memory, and what they can't be had with."""
+    large = vm.page_size == "2MiB"
+    if large and vm.backing != "synthetic" and (vm.memory or 0) * scale % LARGE_PAGE_BYTES:
+        draft.problems.add(
+            (*path, "memory"),
+            f"{draft.problems.written((*path, 'memory'))}{of_scale(scale)} is not a whole number"
+            " of 2 MiB pages",
+            f"use a multiple of {size_text(LARGE_PAGE_BYTES / scale)}, or page_size: 4KiB",
+        )
+    if large and reserved_bytes(vm, scale) < Sizes(vm, scale).memory_bytes:
+        draft.problems.add(
+            (*path, "reservation"),
+            "large pages are never swapped, so all of the VM's memory is reserved",
+            "remove it, or use page_size: 4KiB",
+            at_key=True,
+        )
+    if vm.backing != "synthetic":
+        return
+    if large:
+        draft.problems.add(
+            (*path, "page_size"),
+            "synthetic memory has no large pages: a page of it is a number and a version",
+            "use page_size: 4KiB, or backing: real",
+        )
+    for number, one in enumerate(vm.workload):
+        if isinstance(one, machines.IometerWorkload):
+            draft.problems.add(
+                (*path, "workload", number),
+                "synthetic memory holds no blocks of a file, only numbers and versions",
+                "remove the iometer workload, or use backing: real",
+            )
+
+
+def _affinity(draft: Draft, path: Path, vm: Vm) -> None:
+    for number, cpu in enumerate(vm.affinity):
+        if cpu is not None and cpu in vm.affinity[:number]:
+            draft.problems.add(
+                (*path, "affinity", number), f"CPU {cpu} is named twice", "name every CPU once"
+            )
 
 
 def _on_host(draft: Draft, name: str, vm: Vm) -> None:
@@ -173,19 +177,29 @@ def _on_host(draft: Draft, name: str, vm: Vm) -> None:
         )
 
 
-def _host_memory(draft: Draft) -> None:
-    used: dict[str, int] = defaultdict(int)
-    for name, vm in draft.file.vms.items():
-        host = draft.file.hosts.get(vm.host or "")
-        if host is None or vm.host is None or host.memory is None or vm.memory is None:
-            continue
-        before = used[vm.host]
-        used[vm.host] += vm.memory
-        if before <= host.memory < used[vm.host]:
-            path: Path = ("vms", name, "memory")
-            draft.problems.add(
-                path,
-                f"with the {draft.problems.written(path)} of {name} the VMs of host {vm.host} have"
-                f" {format_size(used[vm.host])}, more than its {format_size(host.memory)}",
-                f"give {vm.host} more memory, or its VMs less",
-            )
+def _host_memory(draft: Draft, scale: Fraction) -> None:
+    """Reservations that a host can keep; what is more than its memory is swapped."""
+    resident = resident_bytes(draft, scale)
+    for host, names in _vms_by_host(draft).items():
+        memory = int((draft.file.hosts[host].memory or 0) * scale)
+        used = 0
+        for name in names:
+            vm, path = draft.file.vms[name], ("vms", name)
+            before, used = used, used + reserved_bytes(vm, scale)
+            if before <= memory < used:
+                place = (*path, "memory" if vm.reservation is None else "reservation")
+                what = "have" if vm.reservation is None else "reserve"
+                draft.problems.add(
+                    place,
+                    f"with the {draft.problems.written(place)} of {name} the VMs of host {host}"
+                    f" {what} {size_text(used / scale)}, more than its"
+                    f" {size_text(memory / scale)}",
+                    f"give {host} more memory, or its VMs less",
+                )
+            elif vm.backing == "synthetic" and resident[name] < Sizes(vm, scale).memory_bytes:
+                draft.problems.add(
+                    (*path, "backing"),
+                    f"host {host} has too little memory for its VMs and would swap pages of"
+                    f" {name}, but synthetic memory can't be swapped",
+                    f"reserve all of it, give {host} more memory, or use backing: real",
+                )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Literal
 
+from testbed.errors import InputError
 from testbed.topology.problems import Path, Problems, shown
+from testbed.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
         PortGroup,
         VSwitch,
     )
+
+LONGEST_TRACE_BYTES = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class Draft:
         problems: takes what the checks find.
         broken: paths of objects with a mistake of their own.
         incomplete: sections whose names are not all known.
+        traces: the texts of trace files that are known already, by the paths in the file.
     """
 
     def __init__(
@@ -70,10 +76,13 @@ class Draft:
         file: TopologyFile,
         root: Node,
         problems: Problems,
+        *,
         broken: set[Path],
         incomplete: set[str],
+        traces: dict[str, str],
     ) -> None:
         self.file = file
+        self.traces = traces
         self.problems = problems
         self.incomplete = incomplete
         self._broken = broken
@@ -109,6 +118,26 @@ class Draft:
 
     def _has(self, path: Path) -> bool:
         return len(path) > 3 and str(path[1]) in self.file.hosts
+
+    def trace(self, name: str) -> str:
+        """The text of a trace file, seen from the topology file's directory.
+
+        Raises:
+            InputError: it can't be read, or is no text.
+        """
+        if name not in self.traces:
+            path = FilePath(self.problems.file).parent / name
+            how = "name a trace file, seen from the directory of the topology file"
+            try:
+                if not path.is_file() or path.stat().st_size > LONGEST_TRACE_BYTES:
+                    size = format_size(LONGEST_TRACE_BYTES)
+                    raise InputError(f"{shown(name)} is no file of at most {size}; {how}")
+                self.traces[name] = path.read_text(encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{shown(name)} can't be read: {error.strerror}; {how}") from error
+            except ValueError as error:
+                raise InputError(f"{shown(name)} is not text; {how}") from error
+        return self.traces[name]
 
     def is_broken(self, *path: str | int) -> bool:
         """Whether the object there has a mistake of its own."""

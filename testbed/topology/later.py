@@ -12,18 +12,14 @@ Shape: TypeAlias = tuple[str, ...]
 
 _CPU = "the CPU ledger of a host comes later, so clock rates have no effect"
 _PROFILE = "profiles of vMotion's behaviour come later; the present engine is the only one"
-_MEMORY = "other memory backings come later; a VM's memory is 4 KiB pages"
 
 KEYS: dict[Shape, str] = {
     ("profile",): _PROFILE,
     ("hosts", "*", "profile"): _PROFILE,
     ("hosts", "*", "cpu", "mhz"): _CPU,
-    ("vms", "*", "backing"): _MEMORY,
-    ("vms", "*", "page_size"): _MEMORY,
-    ("vms", "*", "reservation"): "admission by reservations comes later",
 }
 
 WORKLOADS: dict[str, str] = dict.fromkeys(
-    ("oltp", "iometer", "web", "exchange", "zipf", "mail", "compile"),
-    "only idle, uniform and sequential writers exist so far",
+    ("mail", "exchange", "compile"),
+    "what it does to memory, disk and network at once needs a trace of the real one",
 )

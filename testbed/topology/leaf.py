@@ -63,6 +63,10 @@ class AllOrEach:
         return {"anyOf": [dict(one), {"type": "object", "additionalProperties": dict(one)}]}
 
 
+class ByKind:
+    """Marks a union of objects of which `kind` tells the one that is meant."""
+
+
 ALL = ""
 
 
@@ -122,10 +126,12 @@ def one_of(
     built: tuple[str, ...],
     to_come: dict[str, str] | None = None,
     never: dict[str, tuple[str, str]] | None = None,
+    *,
+    meanwhile: str = "remove it",
 ) -> Leaf:
     """One of a few words; those to come are refused with their reason, as are those never to.
 
-    `never` has the reason and the remedy of each.
+    `never` has the reason and the remedy of each, `meanwhile` is the remedy of those to come.
     """
 
     def parse(value: object) -> str:
@@ -133,7 +139,7 @@ def one_of(
         if never and text in never:
             raise Refusal(f"{what} {shown(text)} can't be had: {never[text][0]}", never[text][1])
         if to_come and text in to_come:
-            raise Refusal(f"{what} {shown(text)} is not built yet: {to_come[text]}", "remove it")
+            raise Refusal(f"{what} {shown(text)} is not built yet: {to_come[text]}", meanwhile)
         if text not in built:
             near = next((word for word in built if word.casefold() == text.casefold()), None)
             remedy = f"did you mean {near}?" if near else f"write {' or '.join(built)}"

@@ -6,20 +6,19 @@ A leaf's type admits None: the file's value was refused, and its mistake reporte
 import ipaddress
 import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from netaddr import IPAddress, IPNetwork
 
 from testbed import units
-from testbed.topology import later
-from testbed.topology.leaf import Leaf, named, one_of, texts, whole
+from testbed.topology.leaf import Leaf, named, texts, whole
 from testbed.topology.problems import Refusal, shown
 
 MIN_MTU, MAX_MTU = 576, 9216
 MIN_RATE_BPS, MAX_RATE_BPS = 8_000, 10**12
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
-_NUMBER = r"[0-9]{1,15}(\.[0-9]{1,9})? ?"
-_SIZE = _NUMBER + r"([kMGT]|[KMGT]i)?B"
+NUMBER = r"[0-9]{1,15}(\.[0-9]{1,9})? ?"
+SIZE = NUMBER + r"([kMGT]|[KMGT]i)?B"
 
 
 def _rate(text: str) -> int:
@@ -47,7 +46,12 @@ def _dirty_rate(text: str) -> int:
     return value
 
 
-def _working_set(text: str) -> Fraction | int:
+def working_set(text: str) -> Fraction | int:
+    """A share or a size of memory that is to be written.
+
+    Raises:
+        ValueError: it is neither, or nothing.
+    """
     try:
         value = units.parse_percent(text) if "%" in text else units.parse_size_bytes(text)
     except ValueError as error:
@@ -114,7 +118,8 @@ def _mac(text: str) -> str:
     return text.lower()
 
 
-def _quantity(regex: str, examples: list[str]) -> dict[str, Any]:
+def quantity(regex: str, examples: list[str]) -> dict[str, Any]:
+    """The JSON Schema of a number with its unit, or of a pattern of them."""
     return {"pattern": rf"^({regex}|.*\[.+\].*)$", "examples": examples}
 
 
@@ -149,22 +154,22 @@ Reference: TypeAlias = Annotated[str | None, texts({}, "a name", lambda text: te
 Rate: TypeAlias = Annotated[
     int | None,
     texts(
-        _quantity(_NUMBER + "[kKMGT]?(bit|bps|bit/s|b/s)", ["10Gbit", "100Mbit"]),
+        quantity(NUMBER + "[kKMGT]?(bit|bps|bit/s|b/s)", ["10Gbit", "100Mbit"]),
         "a rate such as 10Gbit",
         _rate,
     ),
 ]
 Memory: TypeAlias = Annotated[
     int | None,
-    texts(_quantity(_SIZE, ["64GiB", "512MiB"]), "a size such as 2GiB", _memory),
+    texts(quantity(SIZE, ["64GiB", "512MiB"]), "a size such as 2GiB", _memory),
 ]
 DirtyRate: TypeAlias = Annotated[
     int | None,
-    texts(_quantity(_SIZE + "/s", ["400MB/s"]), "a byte rate such as 400MB/s", _dirty_rate),
+    texts(quantity(SIZE + "/s", ["400MB/s"]), "a byte rate such as 400MB/s", _dirty_rate),
 ]
 WorkingSet: TypeAlias = Annotated[
     Fraction | int | None,
-    texts(_quantity(f"{_NUMBER}%|{_SIZE}", ["20%", "512MiB"]), "a share such as 20%", _working_set),
+    texts(quantity(f"{NUMBER}%|{SIZE}", ["20%", "512MiB"]), "a share such as 20%", working_set),
 ]
 Scale: TypeAlias = Annotated[
     Fraction | None,
@@ -205,12 +210,8 @@ Gateway: TypeAlias = Annotated[
 Mac: TypeAlias = Annotated[
     str | None,
     texts(
-        _quantity("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", ["00:50:56:00:00:01"]),
+        quantity("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", ["00:50:56:00:00:01"]),
         "a MAC address such as 00:50:56:00:00:01",
         _mac,
     ),
-]
-WorkloadKind: TypeAlias = Annotated[
-    Literal["idle", "uniform", "sequential"] | None,
-    one_of("workload", ("idle", "uniform", "sequential"), later.WORKLOADS),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from testbed.errors import InputError
@@ -17,8 +18,10 @@ from testbed.topology import (
     stacks,
     teams,
     vlans,
+    workloads,
 )
 from testbed.topology.draft import Draft
+from testbed.topology.node import Node
 from testbed.topology.patterns import Expander
 from testbed.topology.problems import Enough, Problems
 from testbed.topology.reading import Reader
@@ -26,9 +29,11 @@ from testbed.topology.resolving import resolve
 from testbed.topology.tree import MAX_BYTES, compose
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from testbed.topology.model import Topology
+    from testbed.topology.node import Scalar
 
 _STAGES = (
     references,
@@ -41,6 +46,7 @@ _STAGES = (
     stacks,
     bandwidth,
     marking,
+    workloads,
     capacity,
 )
 
@@ -50,35 +56,81 @@ def load(path: Path) -> Topology:
     return loads(_text(path), str(path))
 
 
-def loads(text: str, filename: str) -> Topology:
+def loads(text: str, filename: str, traces: Mapping[str, str] | None = None) -> Topology:
     """See `testbed.topology.loads`."""
+    problems = Problems(filename)
+    try:
+        return _judged(_draft(text, problems, traces or {}), text)
+    except Enough:
+        problems.raise_if_any()
+        raise
+
+
+def with_workloads(
+    standing: Topology, vm: str, workloads: Sequence[Mapping[str, Scalar]]
+) -> Topology:
+    """See `testbed.topology.with_workloads`."""
+    problems = Problems(standing.file)
+    items = [
+        Node({key: _node(value) for key, value in one.items()}, 1, 1, 1, 1) for one in workloads
+    ]
+    try:
+        draft = _draft(standing.text, problems, dict(standing.traces), (vm, _node(items)))
+        return _judged(draft, standing.text)
+    except Enough:
+        problems.raise_if_any()
+        raise
+
+
+def _node(value: Scalar | list[Node]) -> Node:
+    return Node(value, 1, 1, 1, 1)
+
+
+def _judged(draft: Draft, text: str) -> Topology:
+    for stage in _STAGES:
+        stage.check(draft)
+    draft.problems.raise_if_any()
+    return resolve(draft, text)
+
+
+def _draft(
+    text: str,
+    problems: Problems,
+    traces: Mapping[str, str],
+    workload: tuple[str, Node] | None = None,
+) -> Draft:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{filename}: character {error.start} is half of a surrogate pair, no text;"
+            f"{problems.file}: character {error.start} is half of a surrogate pair, no text;"
             " save the file as UTF-8"
         ) from None
     if size > MAX_BYTES:
-        raise _too_large(filename)
-    problems = Problems(filename)
-    try:
-        draft = _draft(text.removeprefix("\ufeff"), problems)
-        for stage in _STAGES:
-            stage.check(draft)
-    except Enough:
-        problems.raise_if_any()
-        raise
-    problems.raise_if_any()
-    return resolve(draft, text)
-
-
-def _draft(text: str, problems: Problems) -> Draft:
+        raise _too_large(problems.file)
     expander = Expander(problems)
-    root = problems.root = expander.expand(compose(text, problems))
+    root = problems.root = expander.expand(compose(text.removeprefix("\ufeff"), problems))
+    if workload is not None:
+        root = problems.root = _replaced(root, ("vms", workload[0], "workload"), workload[1])
     reader = Reader(problems, expander.incomplete)
     file = reader.read(root)
-    return Draft(file, root, problems, reader.broken, reader.incomplete)
+    return Draft(
+        file,
+        root,
+        problems,
+        broken=reader.broken,
+        incomplete=reader.incomplete,
+        traces=dict(traces),
+    )
+
+
+def _replaced(node: Node, path: Sequence[str], value: Node) -> Node:
+    """The tree with another value at a path whose objects it has; what patterns share stays."""
+    if not path:
+        return value
+    assert isinstance(node.value, dict)
+    below = node.value.get(path[0], value)
+    return replace(node, value={**node.value, path[0]: _replaced(below, path[1:], value)})
 
 
 def _text(path: Path) -> str:

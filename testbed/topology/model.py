@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress, IPNetwork
 
+    from testbed.guest.specification import Backing
+    from testbed.guest.workloads import Workload
+
 from testbed.topology.policy import (
     Allocation,
     Impairment,
@@ -187,21 +190,13 @@ class VirtualNic:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What the guest writes.
-
-    `dirty_rate_bytes_per_s` is asked of all vCPUs together: distinct pages x 4096 per
-    second. `working_set_bytes` is the part of memory that is written.
-    """
-
-    kind: Literal["idle", "uniform", "sequential"]
-    dirty_rate_bytes_per_s: int
-    working_set_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class VM:
-    """A virtual machine; `host` is where it is powered on."""
+    """A virtual machine; `host` is where it is powered on.
+
+    It does all that `workloads` say at once; none is an idle VM. Of its memory `in_use_bytes` are
+    filled at power-on (None: as `GuestSpec`), `reserved_bytes` are its own on any host, and
+    `resident_bytes` are in its host's memory, the rest is swapped.
+    """
 
     name: str
     host: str
@@ -209,12 +204,22 @@ class VM:
     vcpus: int
     datastore: str
     nics: tuple[VirtualNic, ...]
-    workload: Workload
+    workloads: tuple[Workload, ...]
+    in_use_bytes: int | None
+    backing: Backing
+    page_bytes: int
+    reserved_bytes: int
+    resident_bytes: int
+    affinity: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A whole estate, validated. `text` is the file's own, for results; `file` its name."""
+    """A whole estate, validated.
+
+    `text` is the file's own, for results, `file` its name, `traces` the (path as the file writes
+    it, text) of the trace files that its VMs replay.
+    """
 
     name: str
     scale: Fraction
@@ -227,6 +232,7 @@ class Topology:
     vms: tuple[VM, ...]
     text: str = ""
     file: str = ""
+    traces: tuple[tuple[str, str], ...] = ()
 
     def host(self, name: str) -> Host:
         """The host of this name.

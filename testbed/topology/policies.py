@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Literal
 
-    from testbed.topology import schema, vswitches
+    from testbed.topology import machines, schema, vswitches
     from testbed.topology.draft import SwitchDraft
     from testbed.topology.fabric import Link, Switch
 
@@ -150,7 +150,7 @@ def _type(
 
 
 def bandwidth(
-    given: schema.Bandwidth | None, scale: Fraction, *, among_allocations: bool
+    given: machines.Bandwidth | None, scale: Fraction, *, among_allocations: bool
 ) -> policy.Allocation | None:
     """What a VM's adapter is given; normal shares if only others on its switch say something."""
     if given is None:

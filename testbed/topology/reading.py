@@ -6,18 +6,17 @@ so that the checks that follow neither trust it nor complain about it again.
 
 from __future__ import annotations
 
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, cast, get_args, get_origin
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, cast
 
 from testbed.topology import later, never
-from testbed.topology.leaf import ALL, AllOrEach, Leaf, One, OneOrMany
-from testbed.topology.node import REFUSED, Node, Refused, Scalar
+from testbed.topology.kinds import Kind, nothing
+from testbed.topology.leaf import ALL, Leaf, One
+from testbed.topology.node import REFUSED, Node, Refused
 from testbed.topology.problems import Enough, Path, Problems, Refusal, shown
 from testbed.topology.schema import TopologyFile
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
 
@@ -32,7 +31,7 @@ class Reader:
         self.problems = problems
         self.incomplete = incomplete
         self.broken: set[Path] = set()
-        self._kinds: dict[type[BaseModel], dict[str, _Kind]] = {}
+        self._kinds: dict[type[BaseModel], dict[str, Kind]] = {}
 
     def read(self, root: Node) -> TopologyFile:
         """The whole file.
@@ -62,7 +61,7 @@ class Reader:
                 unsure |= self._unknown(key, model, path, (*shape, key))
         kinds = self._kinds.get(model)
         if kinds is None:
-            kinds = {name: _Kind.of(info) for name, info in model.model_fields.items()}
+            kinds = {name: Kind.of(info) for name, info in model.model_fields.items()}
             self._kinds[model] = kinds
         for name, info in model.model_fields.items():
             if name in given:
@@ -70,15 +69,15 @@ class Reader:
                 kind = kinds[name]
                 values[name] = self._value(given[name], kind, below, (*shape, name), path)
             elif name in unsure:
-                values[name] = _nothing(info)
+                values[name] = nothing(info)
                 if not path:
                     self.incomplete.add(name)
             elif info.is_required():
                 self._missing(name, info, path)
-                values[name] = _nothing(info)
+                values[name] = nothing(info)
         return model.model_construct(**values)
 
-    def _value(self, node: Node, kind: _Kind, path: Path, shape: later.Shape, owner: Path) -> Any:
+    def _value(self, node: Node, kind: Kind, path: Path, shape: later.Shape, owner: Path) -> Any:
         if kind.all_or_each and not isinstance(node.value, dict):
             value = self._value(node, kind.items[1], path, shape, owner)
             return {} if value is None else {ALL: value}
@@ -86,11 +85,29 @@ class Reader:
             return self._mapping(node, kind, path, shape)
         if kind.origin is tuple:
             return self._sequence(node, kind, path, shape, owner)
+        if kind.choice:
+            return self._chosen(node, kind, path, shape)
         if kind.model is not None:
             return self._object(node, kind.model, path, shape)
         return self._leaf(node, kind.leaf, path, owner)
 
-    def _mapping(self, node: Node, kind: _Kind, path: Path, shape: later.Shape) -> dict[str, Any]:
+    def _chosen(self, node: Node, kind: Kind, path: Path, shape: later.Shape) -> BaseModel:
+        """The object whose `kind` says which of several it is."""
+        word = node.value.get("kind") if isinstance(node.value, dict) else None
+        if word is not None and isinstance(word.value, str) and word.value in kind.choice:
+            return self._object(node, kind.choice[word.value], path, shape)
+        if not isinstance(node.value, dict):
+            self._wrong_kind(node, path, "a mapping; write it like {kind: idle}")
+        elif word is None:
+            remedy = f"add kind: {' or '.join(kind.choice)}"
+            self.problems.add(path, "the key kind is missing", remedy, at_key=True)
+        else:
+            self._leaf(word, kind.words, (*path, "kind"), path)
+        self._break(path)
+        first = next(iter(kind.choice.values()))
+        return first.model_construct(kind=None)
+
+    def _mapping(self, node: Node, kind: Kind, path: Path, shape: later.Shape) -> dict[str, Any]:
         if not isinstance(node.value, dict):
             self._wrong_kind(node, path, "a mapping of names; write {} if there are none")
             self._lose(path)
@@ -108,10 +125,12 @@ class Reader:
         return read
 
     def _sequence(
-        self, node: Node, kind: _Kind, path: Path, shape: later.Shape, owner: Path
+        self, node: Node, kind: Kind, path: Path, shape: later.Shape, owner: Path
     ) -> tuple[Any, ...]:
         item = kind.items[0]
         if kind.one_or_many and not isinstance(node.value, list):
+            if item.choice:
+                return One((self._chosen(node, item, (*path, 0), (*shape, "*")),))
             if item.model is not None:
                 return One((self._object(node, item.model, (*path, 0), (*shape, "*")),))
             value = self._value(node, item, path, shape, owner)
@@ -130,7 +149,7 @@ class Reader:
                 item,
                 (*path, number),
                 (*shape, "*"),
-                owner if item.model is None else (*path, number),
+                (*path, number) if item.model or item.choice else owner,
             )
             for number, child in enumerate(node.value)
         ]
@@ -169,11 +188,14 @@ class Reader:
         remedy = f"allowed here: {', '.join(known)}" if known else "no keys are allowed here"
         if near is not None:
             remedy = f"did you mean {near}? ({remedy})"
-        self.problems.add(below, f"unknown key {shown(key)}", remedy, at_key=True)
+        message = f"unknown key {shown(key)}"
+        if "kind" in known:
+            message += " in a workload of this kind"
+        self.problems.add(below, message, remedy, at_key=True)
         return set() if near is None else {near}
 
     def _missing(self, name: str, info: FieldInfo, path: Path) -> None:
-        kind = _Kind.of(info)
+        kind = Kind.of(info)
         example = kind.example()
         self.problems.add(path, f"the key {name} is missing", f"add {name}: {example}", at_key=True)
         self._break(path)
@@ -202,82 +224,3 @@ class Reader:
         self._break(path[:-1])
         if len(path) == 1:
             self.incomplete.add(str(path[0]))
-
-
-class _Kind:
-    """What a field holds, taken from its annotation."""
-
-    __slots__ = (
-        "all_or_each",
-        "examples",
-        "items",
-        "leaf",
-        "length",
-        "model",
-        "one_or_many",
-        "optional",
-        "origin",
-    )
-
-    def __init__(self, annotation: Any, metadata: list[Any], examples: list[Any] | None) -> None:
-        self.optional = False
-        while (outer := get_origin(annotation)) in (Annotated, Union, UnionType):
-            annotation, *more = get_args(annotation)
-            if outer is Annotated:
-                metadata = [*metadata, *more]
-            else:  # the other one is None
-                self.optional = True
-        self.leaf = next((m for m in metadata if isinstance(m, Leaf)), _NO_LEAF)
-        self.origin = get_origin(annotation) if self.leaf is _NO_LEAF else None
-        self.examples = examples
-        self.one_or_many = any(isinstance(m, OneOrMany) for m in metadata)
-        self.all_or_each = any(isinstance(m, AllOrEach) for m in metadata)
-        self.length = next((m.max_length for m in metadata if hasattr(m, "max_length")), None)
-        self.model: type[BaseModel] | None = None
-        self.items: tuple[_Kind, ...] = ()
-        if self.origin in (dict, tuple):
-            inner = [a for a in get_args(annotation) if a is not Ellipsis]
-            self.items = tuple(_Kind(a, [], None) for a in inner)
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            self.model = annotation
-
-    @classmethod
-    def of(cls, info: FieldInfo) -> _Kind:
-        """The kind of a model's field."""
-        return cls(info.annotation, info.metadata, info.examples)
-
-    def example(self) -> str:
-        """What a missing value may look like."""
-        if self.model is not None:
-            inner = (
-                f"{name}: {_Kind.of(info).example()}"
-                for name, info in self.model.model_fields.items()
-                if info.is_required()
-            )
-            return "{" + ", ".join(inner) + "}"
-        if self.origin is tuple:
-            return f"[{self.items[0].example()}]"
-        examples = self.leaf.schema.get("examples") or self.leaf.schema.get("enum") or ["NAME"]
-        return str(examples[0])
-
-
-def _parse_nothing(_: Scalar | object) -> object:
-    raise Refusal("a value stands where none belongs", "remove it")
-
-
-_NO_LEAF = Leaf(_parse_nothing, {}, "nothing")
-
-
-def _nothing(info: FieldInfo) -> Any:
-    """What stands for a value that is unknown."""
-    kind = _Kind.of(info)
-    if kind.optional:
-        return None
-    if kind.origin is dict:
-        return {}
-    if kind.origin is tuple:
-        return ()
-    if kind.model is not None:
-        fields = kind.model.model_fields
-        return kind.model.model_construct(**{name: _nothing(f) for name, f in fields.items()})
-    return None

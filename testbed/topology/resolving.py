@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, TypeVar
 
-from testbed.topology import model, policies, policy
-from testbed.topology.capacity import working_set_bytes
+from testbed.guest.specification import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
+from testbed.topology import model, policies, policy, workloads
+from testbed.topology.capacity import reserved_bytes, resident_bytes
 from testbed.topology.policies import scaled
 from testbed.topology.ranges import trunk
+from testbed.topology.sizes import Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from fractions import Fraction
 
     from testbed.topology.draft import Draft
-    from testbed.topology.schema import Vm, VmNic, Workload
+    from testbed.topology.machines import Vm, VmNic
 
 T = TypeVar("T")
 
@@ -90,7 +92,7 @@ def resolve(draft: Draft, text: str) -> model.Topology:
     macs = _Macs(draft)
     vswitches = _vswitches(draft, scale)
     mtu = {name: _known(switch.mtu) for name, switch in file.switches.items()}
-    divided = _divided(draft)
+    divided, resident = _divided(draft), resident_bytes(draft, scale)
     return model.Topology(
         name=file.name,
         scale=scale,
@@ -134,9 +136,10 @@ def resolve(draft: Draft, text: str) -> model.Topology:
             for name, store in file.datastores.items()
         ),
         hosts=tuple(_host(draft, name, macs, vswitches) for name in file.hosts),
-        vms=tuple(_vm(draft, name, macs, divided) for name in file.vms),
+        vms=tuple(_vm(draft, name, macs, divided, resident[name]) for name in file.vms),
         text=text,
         file=draft.problems.file,
+        traces=tuple(sorted(draft.traces.items())),
     )
 
 
@@ -217,13 +220,13 @@ def _divided(draft: Draft) -> set[str]:
     }
 
 
-def _vm(draft: Draft, name: str, macs: _Macs, divided: set[str]) -> model.VM:
+def _vm(draft: Draft, name: str, macs: _Macs, divided: set[str], resident: int) -> model.VM:
     vm, scale = draft.file.vms[name], _known(draft.file.scale)
-    host = _known(vm.host)
+    host, sizes = _known(vm.host), Sizes(vm, scale)
     return model.VM(
         name=name,
         host=host,
-        memory_bytes=int(_known(vm.memory) * scale),
+        memory_bytes=sizes.memory_bytes,
         vcpus=_known(vm.vcpus),
         datastore=_known(vm.datastore),
         nics=tuple(
@@ -243,10 +246,11 @@ def _vm(draft: Draft, name: str, macs: _Macs, divided: set[str]) -> model.VM:
             )
             for number, nic in enumerate(vm.nics)
         ),
-        workload=_workload(vm.workload, working_set_bytes(vm, scale), scale),
+        workloads=workloads.resolved(draft, vm, scale),
+        in_use_bytes=None if vm.memory_in_use is None else sizes.of(vm.memory_in_use),
+        backing=vm.backing or "real",
+        page_bytes=LARGE_PAGE_BYTES if vm.page_size == "2MiB" else SMALL_PAGE_BYTES,
+        reserved_bytes=reserved_bytes(vm, scale),
+        resident_bytes=resident,
+        affinity=_all_known(vm.affinity),
     )
-
-
-def _workload(workload: Workload, working_set: int, scale: Fraction) -> model.Workload:
-    rate = int((workload.dirty_rate or 0) * scale)
-    return model.Workload(_known(workload.kind), rate, working_set)

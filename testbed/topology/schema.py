@@ -13,6 +13,7 @@ from testbed.topology import leaves
 from testbed.topology import policy_leaves as policies
 from testbed.topology.fabric import Link, Router, Site, Switch
 from testbed.topology.leaf import OneOrMany
+from testbed.topology.machines import Vm
 from testbed.topology.objects import FileObject
 from testbed.topology.vswitches import DistributedSwitch, VSwitch
 
@@ -123,7 +124,9 @@ class Host(FileObject):
     """An ESXi-like host."""
 
     cpu: Cpu = Field(description="Its processors.")
-    memory: leaves.Memory = Field(description="Memory for VMs; theirs together must fit in it.")
+    memory: leaves.Memory = Field(
+        description="Memory for VMs; what theirs reserve together must fit in it."
+    )
     nics: dict[leaves.VmnicName, HostNic] = Field(
         default_factory=dict, description="Its physical NICs, vmnic0 and so on."
     )
@@ -135,77 +138,14 @@ class Host(FileObject):
     )
 
 
-class Bandwidth(FileObject):
-    """What Network I/O Control gives an adapter of a VM, within virtualMachine's part."""
-
-    shares: policies.Shares = Field(
-        None, description="Weight: low, normal (if left out), high or a number from 1 to 100."
-    )
-    reservation: leaves.Rate = Field(
-        None,
-        description="Guaranteed; those of a host together at most virtualMachine's reservation.",
-    )
-    limit: leaves.Rate = Field(None, description="Never more than this.")
-
-
-class VmNic(FileObject):
-    """A network adapter of a VM: eth0, eth1 and so on; its MTU is its virtual switch's."""
-
-    portgroup: leaves.Reference = Field(description="The port group that it is in.")
-    ip: Annotated[tuple[leaves.Address, ...], OneOrMany()] = Field(
-        (), description="Addresses with prefix length, at most one each for IPv4 and IPv6."
-    )
-    gateway: Annotated[tuple[leaves.Gateway, ...], OneOrMany()] = Field(
-        (), description="Router for other networks, in its own subnet; at most one a family."
-    )
-    mac: leaves.Mac = Field(None, description="MAC address; derived from the names if left out.")
-    vlan: policies.Vlan = Field(
-        None,
-        description="The VLAN that the guest tags its frames with itself; only in a port group "
-        "with guest tagging or a trunk.",
-    )
-    bandwidth: Bandwidth | None = Field(
-        None, description="Its own part of virtualMachine's; needs Network I/O Control."
-    )
-
-
-class Workload(FileObject):
-    """What a VM writes to its memory."""
-
-    kind: leaves.WorkloadKind = Field(
-        description="idle writes nothing; uniform picks pages of the working set at random; "
-        "sequential goes through it in order, again and again."
-    )
-    dirty_rate: leaves.DirtyRate = Field(
-        None,
-        description="What all vCPUs together write: distinct 4 KiB pages times 4096 a second.",
-    )
-    working_set: leaves.WorkingSet = Field(
-        None, description="The part of memory that is written, 20% if left out."
-    )
-
-
-class Vm(FileObject):
-    """A virtual machine."""
-
-    host: leaves.Reference = Field(description="The host on which it is powered on.")
-    memory: leaves.Memory = Field(description="Its memory, real and resident.")
-    vcpus: leaves.Vcpus = Field(1, description="Its virtual CPUs, a process each.")
-    datastore: leaves.Reference = Field(description="The datastore of its files.")
-    nics: tuple[VmNic, ...] = Field((), description="Its network adapters.")
-    workload: Workload = Field(
-        Workload(kind="idle"), description="What it writes; nothing if left out."
-    )
-
-
 class TopologyFile(FileObject):
     """A lab: hosts, the networks inside and between them, and virtual machines."""
 
     name: leaves.LabName = Field(description="The lab's name, one of a kind on its machine.")
     scale: leaves.Scale = Field(
         Fraction(1),
-        description="1/k divides memory, rates, bursts and working sets given in bytes, so that a "
-        "large estate fits a small machine; MTU, page size, delays and percentages stay.",
+        description="1/k divides memory, rates, bursts and sizes in bytes, so that a large estate "
+        "fits a small machine; MTU, page and block size, delays and percentages stay.",
     )
     sites: dict[leaves.Name, Site] = Field(
         default_factory=dict, description="Places, by name.", examples=[{"a": {}, "b": {}}]

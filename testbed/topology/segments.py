@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from testbed.topology.draft import Draft, SwitchDraft
     from testbed.topology.fabric import RouterInterface
+    from testbed.topology.machines import VmNic
     from testbed.topology.problems import Path
-    from testbed.topology.schema import Vmk, VmNic
+    from testbed.topology.schema import Vmk
 
 
 @dataclass(frozen=True, slots=True)

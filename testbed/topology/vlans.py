@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from testbed.topology.draft import Draft, SwitchDraft
+    from testbed.topology.machines import VmNic
     from testbed.topology.policy import Ranges
     from testbed.topology.problems import Path
-    from testbed.topology.schema import VmNic
 
 _MAX_NAMED = 8
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.guest.workloads import Oltp, Ping, Writer
 from testbed.plan.difference import Difference, difference, powered_off
 from testbed.plan.plan import Plan, from_json, to_json
 from testbed.plan.policies import Chain, Delay, DelayLine, Netem, Offloads, Shape
@@ -40,7 +41,8 @@ def small_plan(
         steps.append(Address(f"h{i}", "nic", f"10.0.0.{i + 1}/24", wire.key))
     if with_vm and hosts:
         steps.append(DatastoreDirectory("ds", ()))
-        steps.append(PowerOn("vm", "h0", "h0", "h0", 2**20, 1, "ds", "idle", 0, 4096, 1))
+        work = (Writer("zipf", 10**6, 4096), Oltp(500, 40960), Ping())
+        steps.append(PowerOn("vm", "h0", "h0", "h0", "ds", 2**20, 1, 7, work, affinity=(0, 1)))
     return Plan("lab", tuple(steps))
 
 
@@ -151,6 +153,14 @@ def test_remaking_a_wire_remakes_what_stands_on_it_but_keeps_the_vm_running() ->
     assert [s.kind for s in change.undo] == ["address", "shape", "veth"]
     assert [s.kind for s in change.do] == ["veth", "shape", "address"]
     assert powered_off(change) == ()
+
+
+def test_a_vm_takes_other_workloads_while_it_runs() -> None:
+    old = small_plan()
+    steps = [replace(s, workloads=()) if isinstance(s, PowerOn) else s for s in old.steps]
+    change = difference(old, Plan("lab", tuple(steps)))
+    assert (change.undo, change.do) == ((), ())
+    assert [(a.key, b) for a, b in change.alter] == [("vm vm", steps[-1])]
 
 
 def test_a_vm_with_other_memory_is_powered_off() -> None:

@@ -20,6 +20,7 @@ from testbed.report.charts import pages_chart, throughput_chart
 from testbed.report.figures import copying_bps, precopy_ns, throughput_series
 from testbed.report.progress import Update, progress
 from testbed.report.result import (
+    SCHEMA_VERSION,
     EngineReport,
     Failure,
     Guest,
@@ -60,7 +61,7 @@ ENGINE = EngineReport(
     destination_cpu_ns=500 * MS,
 )
 RESULT = MigrationResult(
-    schema_version=1,
+    schema_version=SCHEMA_VERSION,
     kind="migration",
     testbed_version="0.1.0",
     created="2026-01-31T12:00:00+00:00",
@@ -73,7 +74,7 @@ RESULT = MigrationResult(
     mechanisms={"rate": "HTB"},
     source="esx01",
     destination="esx02",
-    guest=Guest("db01", 2**30, 2, "uniform", 10**8, 2**28),
+    guest=Guest("db01", 2**30, 2, "uniform 100 MB/s in 256 MiB"),
     switchover_goal_ns=500 * MS,
     outcome="completed",
     failure=None,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from testbed.errors import InputError
 from testbed.report import store
 from testbed.report.result import (
+    SCHEMA_VERSION,
     EngineReport,
     Failure,
     Guest,
@@ -52,7 +53,7 @@ ENGINES = records(
     guest_gap_ns=OPTIONAL,
 )
 COMMON = {
-    "schema_version": st.just(1),
+    "schema_version": st.just(SCHEMA_VERSION),
     "kind": st.just("migration"),
     "scale_divisor": st.integers(1, 1000),
     "mechanisms": st.dictionaries(TEXT, TEXT, max_size=3),
@@ -83,7 +84,7 @@ def test_what_is_written_is_read(tmp_path: Path, result: MigrationResult) -> Non
 
 
 RESULT = MigrationResult(
-    schema_version=1,
+    schema_version=SCHEMA_VERSION,
     kind="migration",
     testbed_version="0.1.0",
     created="2026-01-31T12:00:00+00:00",
@@ -96,7 +97,7 @@ RESULT = MigrationResult(
     mechanisms={"rate": "HTB"},
     source="esx01",
     destination="../../esx02",
-    guest=Guest("db01", 2**30, 2, "uniform", 10**8, 2**28),
+    guest=Guest("db01", 2**30, 2, "uniform 100 MB/s in 256 MiB"),
     switchover_goal_ns=500_000_000,
     outcome="failed",
     failure=Failure("0", "link down"),
@@ -138,7 +139,7 @@ def test_the_person_behind_sudo_owns_file_and_folder(
 
 
 def set_version(found: dict[str, Any]) -> None:
-    found["schema_version"] = 2
+    found["schema_version"] = SCHEMA_VERSION + 1
 
 
 def drop_guest(found: dict[str, Any]) -> None:
@@ -172,7 +173,7 @@ def null_text(found: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (set_version, "schema version 2, but this testbed reads 1"),
+        (set_version, "schema version 3, but this testbed reads 2"),
         (drop_guest, "lacks 'guest'"),
         (add_key, "result.guest has the unknown key 'color'"),
         (float_for_int, "result.guest.vcpus is 2.0"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from testbed.guest.workloads import Writer
 from testbed.topology import json_schema, load, loads
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
@@ -63,8 +64,7 @@ def test_the_quickstart_is_the_lab_that_the_readme_promises() -> None:
         assert host.vswitches[0].uplinks == ("vmnic0",)
     db01 = lab.vm("db01")
     assert (db01.memory_bytes, db01.vcpus, db01.host) == (2**30, 2, "esx01")
-    assert db01.workload.dirty_rate_bytes_per_s == 200_000_000
-    assert db01.workload.working_set_bytes == 2**30 // 5 // 4096 * 4096
+    assert db01.workloads == (Writer("uniform", 200_000_000, 2**30 // 5 // 4096 * 4096),)
     assert db01.nics[0].mtu == 9000
 
 
@@ -88,15 +88,20 @@ def test_scale_divides_memory_and_rates_and_nothing_else() -> None:
         assert less.cores == more.cores
     for vm, whole in zip(small.vms, full.vms, strict=True):
         assert vm.memory_bytes * 10 == whole.memory_bytes
-        assert vm.workload.dirty_rate_bytes_per_s * 10 == whole.workload.dirty_rate_bytes_per_s
-        assert vm.workload.working_set_bytes == vm.memory_bytes // 10 // 4096 * 4096
+        (less_work,), (more_work,) = vm.workloads, whole.workloads
+        assert isinstance(less_work, Writer)
+        assert isinstance(more_work, Writer)
+        assert less_work.dirty_rate_bytes_per_s * 10 == more_work.dirty_rate_bytes_per_s
+        assert less_work.working_set_bytes == vm.memory_bytes // 10 // 4096 * 4096
         assert vm.vcpus == whole.vcpus
 
 
 def test_a_working_set_in_bytes_is_scaled_too() -> None:
     text = (TOPOLOGIES / "evacuation.yaml").read_text().replace("working_set: 10%", "@")
     lab = loads(text.replace("@", "working_set: 400MiB"), "f")
-    assert {vm.workload.working_set_bytes for vm in lab.vms} == {40 * 2**20}
+    assert {
+        w.working_set_bytes for vm in lab.vms for w in vm.workloads if isinstance(w, Writer)
+    } == {40 * 2**20}
 
 
 def test_mac_addresses_are_the_same_every_time_and_differ_between_labs() -> None:

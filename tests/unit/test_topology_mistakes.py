@@ -49,10 +49,10 @@ vms:
 
 
 def problems(text: str) -> tuple[Problem, ...]:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(TopologyError) as error:
         loads(text, "lab.yaml")
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert error.value.exit_code == 2
     for problem in error.value.problems:
         assert problem.file == "lab.yaml"
@@ -111,7 +111,13 @@ MISTAKES = {
     "unpaged memory": ("memory: 1GiB", "memory: 2000001B", "2000001B", "'2000001B'", "4 KiB"),
     "working set": ("set: 20%", "set: 2GiB", "2GiB", "2 GiB", "smaller"),
     "tiny working set": ("set: 20%", "set: 0.0001%", "0.0001%", "0.0001%", "larger"),
-    "idle with rate": ("uniform, dirty_rate: 200MB/s", "idle", "working_set", "idle", "remove"),
+    "idle with rate": (
+        "uniform, dirty_rate: 200MB/s",
+        "idle",
+        "working_set",
+        "'working_set' in a workload of this kind",
+        "allowed here: kind",
+    ),
     "no such uplink": (
         "DSwitch/uplink1",
         "DSwitch/uplink2",
@@ -409,10 +415,10 @@ HOSTILE = {
 def test_a_file_that_is_no_text_is_one_clear_error(case: str, tmp_path: Path) -> None:
     path = tmp_path / "lab.yaml"
     path.write_bytes(HOSTILE[case])
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError) as error:
         load(path)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
