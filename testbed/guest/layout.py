@@ -78,7 +78,7 @@ VCPU = np.dtype(
 # it needs to go on. An operation is what it counts (a commit, an I/O, a request answered);
 # `bytes` what went in or out with them. `failed` is the errno that ended it, 0 while it goes on.
 # `latency` counts operations by how long they took: bucket b those of 2^b to 2^(b+1) us, the first
-# also quicker ones, the last also slower ones.
+# also quicker ones, the last also slower ones. `spare` is for the workload's own use.
 LATENCY_BUCKETS = 22
 TASK_WORDS = (
     "batches",
