@@ -7,12 +7,12 @@ import subprocess
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
 from testbed.content import content
 from testbed.errors import MeasurementError
-from testbed.guest import layout
 from testbed.guest.workloads import Echo, Web
 from testbed.measure import ping, session
 from testbed.measure.endpoint import socket_in
@@ -22,8 +22,9 @@ from tests.kernel.nic_wires import MS, SPEC, WORKLOADS, Nic, Vmx, wire
 
 pytestmark = [pytest.mark.root, pytest.mark.needs_program("ip")]
 WEB, MEDIA, ECHO = 80, 554, 7
-STILL_NS = 400 * MS
-SETTLED_NS = 250 * MS  # what the client had in hand has been counted by then
+STILL_NS = 750 * MS
+MINUTE_NS = 60 * 10**9
+SETTLED_NS = 600 * MS  # what the client had in hand has been counted by then
 
 
 @pytest.fixture
@@ -64,25 +65,33 @@ def vmx(nic, start):
 
 
 class InBackground:
-    """A client in a thread of its own."""
+    """A client in a thread of its own, until its result is asked for."""
 
-    def __init__(self, measure, ends, test):
+    def __init__(self, measure, ends, port, seed=SPEC.seed, **test):
         def run():
             try:
-                self.found = measure(*ends, test)
+                self._found = measure(*ends, SessionTest(port, seed, MINUTE_NS, **test), self._stop)
             except MeasurementError as error:
-                self.found = error
+                self._found = error
 
-        self.found = None
+        self._found = None
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=run)
         self._thread.start()
 
-    def result(self):
+    def result(self, after_s=0.5):
+        """What it found until so long from now."""
+        time.sleep(after_s)
+        self._stop.set()
+        return self.ended()
+
+    def ended(self):
+        """What it found when it ended of its own accord."""
         self._thread.join(30)
-        assert self.found is not None
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
+        assert self._found is not None
+        if isinstance(self._found, Exception):
+            raise self._found
+        return self._found
 
 
 def stand_still(vmx):
@@ -126,15 +135,14 @@ def test_pings_of_any_size(wires, vmx, bytes_):
 
 
 def test_streams_stand_still_with_the_guest_and_go_on(wires, vmx):
-    seconds = {"duration_ns": 2500 * MS, "seed": SPEC.seed}
-    echo = InBackground(session.echo, wires.ends(6), SessionTest(ECHO, grain_ns=5 * MS, **seconds))
-    media = InBackground(session.media, wires.ends(), SessionTest(MEDIA, **seconds))
-    web = InBackground(session.download, wires.ends(6), SessionTest(WEB, **seconds))
+    echo = InBackground(session.echo, wires.ends(6), ECHO, grain_ns=5 * MS)
+    media = InBackground(session.media, wires.ends(), MEDIA)
+    web = InBackground(session.download, wires.ends(6), WEB)
     time.sleep(0.3)
     silences = [stand_still(vmx)]
     time.sleep(0.3)
     silences.append(stand_still(vmx))
-    echo, media, web = echo.result(), media.result(), web.result()
+    echo, media, web = echo.result(), media.result(0), web.result(0)
     for one in (echo, media, web):
         assert one.wrong_bytes == 0
         assert one.broken is None
@@ -149,15 +157,13 @@ def test_streams_stand_still_with_the_guest_and_go_on(wires, vmx):
     assert [at for at in echoed_ns if at > last_ns]
     assert len(media.gaps.window(last_ns, last_ns + 10**10))
     assert any(web.rate.window(last_ns, last_ns + 10**10).values)
-    assert media.missing == 0  # late, for less than a second
-    assert media.late >= 2 * 20
+    assert media.late + media.missing >= 2 * 50  # 75 were due in each
     assert media.longest_gap.length_ns >= STILL_NS
     assert echo.longest_interruption.length_ns >= STILL_NS
 
 
 def test_what_is_late_by_more_than_a_second_is_left_out(wires, vmx):
-    test = SessionTest(MEDIA, SPEC.seed, 2200 * MS)
-    media = InBackground(session.media, wires.ends(), test)
+    media = InBackground(session.media, wires.ends(), MEDIA)
     time.sleep(0.3)
     vmx.call("suspend")
     time.sleep(1.3)
@@ -169,35 +175,33 @@ def test_what_is_late_by_more_than_a_second_is_left_out(wires, vmx):
 
 
 def test_bytes_are_right_over_many_suspends(wires, vmx):
-    test = SessionTest(WEB, SPEC.seed, 1500 * MS)
-    web = InBackground(session.download, wires.ends(), test)
-    echo = InBackground(
-        session.echo, wires.ends(), SessionTest(ECHO, 1, 1500 * MS, MS, message_bytes=1400)
-    )
+    web = InBackground(session.download, wires.ends(), WEB)
+    echo = InBackground(session.echo, wires.ends(), ECHO, grain_ns=MS, message_bytes=1400)
     for number in range(25):
         time.sleep(0.01 + number % 5 * 0.004)
         vmx.call("suspend")
         time.sleep(number % 3 * 0.005)
         vmx.call("resume")
-    web, echo = web.result(), echo.result()
+    web, echo = web.result(), echo.result(0)
     assert (web.wrong_bytes, web.broken) == (0, None)
     assert web.received_bytes > SPEC.workloads[0].file_bytes
     assert (echo.wrong_bytes, echo.broken) == (0, None)
     assert echo.answered >= 50
 
 
-def test_open_connections_survive_a_move_with_every_byte_right(wires, nic, start):
-    at = start()
+@pytest.mark.parametrize("backing", ["real", "synthetic"])
+def test_open_connections_survive_a_move_with_every_byte_right(wires, nic, start, backing):
+    spec = replace(SPEC, backing=backing)
+    at = start(spec)
     nic.attach(at)
-    seconds = {"duration_ns": 2500 * MS, "seed": SPEC.seed}
     clients = [
-        InBackground(session.echo, wires.ends(), SessionTest(ECHO, grain_ns=2 * MS, **seconds)),
-        InBackground(session.media, wires.ends(), SessionTest(MEDIA, **seconds)),
-        InBackground(session.download, wires.ends(6), SessionTest(WEB, **seconds)),
+        InBackground(session.echo, wires.ends(), ECHO, grain_ns=2 * MS),
+        InBackground(session.media, wires.ends(), MEDIA),
+        InBackground(session.download, wires.ends(6), WEB),
     ]
     for _ in range(3):
         time.sleep(0.2)
-        there = start(masked=True)
+        there = start(spec, masked=True)
         nic.attach(there)
         at.call("suspend")
         at.copy_memory_to(there)
@@ -206,7 +210,8 @@ def test_open_connections_survive_a_move_with_every_byte_right(wires, nic, start
         assert nic.ask("detach", pid=at.pid) == {"detached": at.pid, "ask": 1}
         at.call("power_off")
         at = there
-    echo, media, web = (one.result() for one in clients)
+    time.sleep(0.5)
+    echo, media, web = (one.result(0) for one in clients)
     for one in (echo, media, web):
         assert one.wrong_bytes == 0
         assert one.broken is None
@@ -222,7 +227,7 @@ def test_open_connections_survive_a_move_with_every_byte_right(wires, nic, start
 def test_a_move_that_fails_goes_on_at_the_source(wires, nic, vmx, start):
     there = start(masked=True)
     nic.attach(there)
-    echo = InBackground(session.echo, wires.ends(), SessionTest(ECHO, 1, 1200 * MS, 2 * MS))
+    echo = InBackground(session.echo, wires.ends(), ECHO, grain_ns=2 * MS)
     time.sleep(0.2)
     vmx.call("suspend")
     vmx.copy_memory_to(there)
@@ -238,13 +243,13 @@ def test_a_move_that_fails_goes_on_at_the_source(wires, nic, vmx, start):
 def test_another_guest_does_not_get_the_connections_of_the_one_before(wires, nic, undo):
     first = Vmx()
     nic.attach(first)
-    echo = InBackground(session.echo, wires.ends(), SessionTest(ECHO, 1, 20 * 10**9, 2 * MS))
+    echo = InBackground(session.echo, wires.ends(), ECHO, grain_ns=2 * MS)
     time.sleep(0.2)
     first.end()
     second = Vmx()
     undo.callback(second.end)
     nic.attach(second)
-    found = echo.result()
+    found = echo.ended()
     assert found.broken is not None
     assert found.wrong_bytes == 0
     again = session.echo(*wires.ends(), SessionTest(ECHO, 1, 200 * MS, 5 * MS))
@@ -253,12 +258,12 @@ def test_another_guest_does_not_get_the_connections_of_the_one_before(wires, nic
 
 
 def test_other_workloads_end_the_connections(wires, nic, vmx):
-    echo = InBackground(session.echo, wires.ends(), SessionTest(ECHO, 1, 20 * 10**9, 2 * MS))
+    echo = InBackground(session.echo, wires.ends(), ECHO, grain_ns=2 * MS)
     time.sleep(0.2)
     others = (Echo(port=1007), Web(port=8080, file_bytes=1000))
     assert nic.serve(others)["ports"] == [1007, 8080]
     vmx.call("switch_workloads", others)
-    assert echo.result().broken is not None
+    assert echo.ended().broken is not None
     found = session.download(*wires.ends(), SessionTest(8080, SPEC.seed, 200 * MS))
     assert found.downloads
     assert found.wrong_bytes == 0
@@ -363,7 +368,3 @@ def test_what_cannot_be_done_is_said(wires, nic, vmx):
         taken = [{"kind": "echo", "port": 9001}]
         assert "Address already in use" in refusal("services", workloads=taken)
     assert nic.serve((Echo(port=9001),))["ports"] == [9001]
-
-
-def test_layout_has_the_pages_that_the_nic_divides():
-    assert layout.NIC_PAGES == 1 + 2 + 2 * 16
