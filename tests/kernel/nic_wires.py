@@ -12,6 +12,7 @@ import subprocess
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from testbed.kernel import netns, sysctl
 from testbed.measure import ping
 from testbed.measure.endpoint import Endpoint
 from testbed.measure.ping import PingTest
+from testbed.migration.destination import Destination
+from testbed.migration.source import migrate
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -54,25 +57,42 @@ class Child:
                 os._exit(0)
         theirs.close()
         self.socket.settimeout(20)
+        self._ended = False
 
     def end(self):
+        """Once, or more often."""
         self.socket.close()
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        if not self._ended:
+            self._ended = True
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
 class Vmx(Child):
-    """Holds a guest; `call` has one of its methods called, and gives what that returns."""
+    """Holds a guest; `call` has one of its methods called, and gives what that returns.
 
-    def __init__(self, spec=SPEC, *, masked=False):
+    One that arrives by a migration waits in `netns_name` for it.
+    """
+
+    def __init__(self, spec=SPEC, *, masked=False, netns_name=None, arrives=None):
         def main(control):
-            made = Guest.create_masked(spec) if masked else Guest.power_on(spec)
+            if netns_name:
+                netns.enter(netns_name)
+            if arrives:
+                with Destination(arrives) as prepared:
+                    control.send(pickle.dumps(prepared.guest.nic_line()))
+                    assert control.recv(100) == b"attached"
+                    prepared.guest.attach_nic()
+                    made = prepared.receive().guest
+            else:
+                made = Guest.create_masked(spec) if masked else Guest.power_on(spec)
+                control.send(pickle.dumps(made.nic_line()))
             with made as guest:
-                control.send(pickle.dumps(guest.nic_line()))
                 while asked := control.recv(1 << 16):
                     name, arguments = pickle.loads(asked)
                     try:
-                        result = getattr(guest, name)(*arguments)
+                        method = getattr(guest, name, None) or partial(migrate, guest)
+                        result = method(*arguments)
                     except Exception as error:
                         result = error
                     control.send(pickle.dumps(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 import threading
@@ -13,11 +14,12 @@ import pytest
 
 from testbed.content import content
 from testbed.errors import MeasurementError
-from testbed.guest.workloads import Echo, Web
+from testbed.guest.workloads import Echo, Web, Writer
 from testbed.measure import ping, session
 from testbed.measure.endpoint import socket_in
 from testbed.measure.ping import PingTest
 from testbed.measure.tcp_session import SessionTest
+from testbed.migration.specification import MigrationSpec
 from tests.kernel.nic_wires import MS, SPEC, WORKLOADS, Nic, Vmx, wire
 
 pytestmark = [pytest.mark.root, pytest.mark.needs_program("ip")]
@@ -49,8 +51,8 @@ def nic(undo, wires):
 
 @pytest.fixture
 def start(undo):
-    def vmx(spec=SPEC, *, masked=False):
-        made = Vmx(spec, masked=masked)
+    def vmx(spec=SPEC, **how):
+        made = Vmx(spec, **how)
         undo.callback(made.end)
         return made
 
@@ -222,6 +224,40 @@ def test_open_connections_survive_a_move_with_every_byte_right(wires, nic, start
     assert counted[0] == web.downloads or counted[0] == web.downloads + 1
     assert counted[1] >= media.parts
     assert counted[2] >= 1
+
+
+def test_a_migration_while_clients_work(wires, nic, start):
+    """By the engine, over the network, with a writer beside them."""
+    writer = Writer("uniform", dirty_rate_bytes_per_s=20_000_000, working_set_bytes=8 << 20)
+    spec = replace(SPEC, memory_bytes=32 << 20, workloads=(*WORKLOADS, writer))
+    at = start(spec, netns_name=wires.client)
+    nic.attach(at)
+    clients = [
+        InBackground(session.echo, wires.ends(6), ECHO, grain_ns=2 * MS),
+        InBackground(session.media, wires.ends(), MEDIA),
+        InBackground(session.download, wires.ends(), WEB),
+    ]
+    time.sleep(0.3)
+    addresses = [end.address for end in wires.ends()]
+    move = MigrationSpec(time.time_ns() // 1000, secrets.token_bytes(32), spec, *addresses)
+    there = start(netns_name=wires.vm, arrives=move)
+    assert "error" not in nic.ask("attach", pid=there.pid, line=there.line, vcpus=spec.vcpus)
+    there.socket.send(b"attached")
+    report = at.call("migrate", move)
+    at.end()
+    resumed_ns = time.monotonic_ns()
+    time.sleep(0.5)
+    found = [one.result(0) for one in clients]
+    for one in found:
+        assert one.wrong_bytes == 0
+        assert one.broken is None
+    echo, media, web = found
+    assert echo.rtt.at_ns[-1] > resumed_ns
+    assert media.gaps.at_ns[-1] > resumed_ns
+    assert any(web.rate.window(resumed_ns, resumed_ns + MINUTE_NS).values)
+    assert echo.longest_interruption.length_ns >= report.guest_gap_ns
+    counted = there.call("task_counters")["operations"]
+    assert (counted[:3, 0] > 0).all()
 
 
 def test_a_move_that_fails_goes_on_at_the_source(wires, nic, vmx, start):
