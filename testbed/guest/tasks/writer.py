@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # First writes to protected pages cost about 1 us each (kernel notes): a batch of these stays
 # below 200 us, so that a vCPU reaches the end of its batch that soon.
-PAGES_PER_BATCH = 160
+PAGES_PER_BATCH = 128
 _DRAWN_AHEAD = 1024  # pages: small batches would cost more to draw than to write
 _PACE_NS = 1_000_000  # a slower writer's batches are smaller, down to a page, and come each ms
 # A batch this late is due at once; what the vCPU could not do in longer is not made up in a burst.
