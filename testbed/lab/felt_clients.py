@@ -35,7 +35,8 @@ def run(control: socket.socket, *, client: Callable[[threading.Event], Found]) -
 
     {"command": "report", "from_ns": ..}; a client that failed has {"trouble": ..} to tell.
     """
-    stop, found = threading.Event(), list[Message | Found]()
+    stop = threading.Event()
+    found: list[Message | Found] = []
 
     def work() -> None:
         try:

@@ -32,7 +32,7 @@ def felt_chart(felt: Felt, engine: EngineReport | None) -> Chart | None:
     usual = workload.usual_per_s
     highest = max(rate for _, _, rate in steps)
     prefix, divisor = next((u, d) for u, d in (*SCALES, ("", 1.0)) if highest >= d or d == 1.0)
-    limit = Limit(f"usually {usual:,.6g}/s", usual) if usual else None
+    limit = Limit(f"usually {_per_s(usual)}", usual) if usual else None
     last_ns = max(steps[-1][1], end_ns(engine) if engine is not None else 0)
     return Chart(
         name="felt",
@@ -53,7 +53,7 @@ def felt_chart(felt: Felt, engine: EngineReport | None) -> Chart | None:
         bands=bands(engine) if engine is not None else (),
         limit=limit,
         readings=tuple(
-            ((begin + end) / 2, f"{format_duration((begin + end) / 2)}: {rate:,.6g}/s")
+            ((begin + end) / 2, f"{format_duration((begin + end) / 2)}: {_per_s(rate)}")
             for begin, end, rate in steps
         ),
     )
@@ -120,11 +120,15 @@ def _guest_figures(guest: GuestFelt) -> list[Figure]:
     ]
 
 
+def _per_s(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
+
+
 def _workload_figures(one: WorkloadFelt, guest: GuestFelt) -> list[Figure]:
     window_s = (guest.until_ns - guest.from_ns) / 1e9
-    rate = f"{one.operations / window_s:,.6g}/s"
+    rate = _per_s(one.operations / window_s)
     if one.usual_per_s is not None and one.before:
-        rate += f"; before {one.usual_per_s:,.6g}/s"
+        rate += f"; before {_per_s(one.usual_per_s)}"
     if one.bytes:
         rate += f"; {format_byte_rate(one.bytes / window_s)}"
     name = f"{one.operation} of {one.name}"
@@ -135,7 +139,7 @@ def _workload_figures(one: WorkloadFelt, guest: GuestFelt) -> list[Figure]:
         found.append(
             Figure(
                 f"Deepest dip of {one.name}",
-                f"{one.dip:.1%} down, to {one.lowest_per_s:,.6g}/s, at {at}",
+                f"{one.dip:.1%} down, to {_per_s(one.lowest_per_s)}, at {at}",
                 f"lowest rate in any {format_duration(one.lowest_over_ns)} / {against}",
             )
         )
