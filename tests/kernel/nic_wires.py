@@ -140,6 +140,10 @@ class Nic(Child):
         assert "error" not in answer, answer
         vmx.call("attach_nic")
 
+    def guests_mapped(self):
+        """How many guests' memory it holds on to."""
+        return Path(f"/proc/{self.pid}/maps").read_text().count("/memfd:guest-")
+
     def end(self):
         """It ends by itself, and leaves the namespace as it found it."""
         self._lines.close()

@@ -212,6 +212,7 @@ def test_open_connections_survive_a_move_with_every_byte_right(wires, nic, start
         assert nic.ask("detach", pid=at.pid) == {"detached": at.pid, "ask": 1}
         at.call("power_off")
         at = there
+    assert nic.guests_mapped() == 1  # the memory of those before is free
     time.sleep(0.5)
     echo, media, web = (one.result(0) for one in clients)
     for one in (echo, media, web):
@@ -251,6 +252,7 @@ def test_a_migration_while_clients_work(wires, nic, start):
     for one in found:
         assert one.wrong_bytes == 0
         assert one.broken is None
+    assert nic.guests_mapped() == 1  # the source has ended, which it noticed
     echo, media, web = found
     assert echo.rtt.at_ns[-1] > resumed_ns
     assert media.gaps.at_ns[-1] > resumed_ns

@@ -93,16 +93,20 @@ class _Nic:
         while True:
             self._watch_network()
             ready = {fd for fd, _ in self._epoll.poll()}
-            for one in tuple(self._attached.values()):
-                if one.kick_fd in ready:
-                    os.eventfd_read(one.kick_fd)
-                if one.pidfd in ready:
-                    self._detach(one)
+            self._heed(ready)
             if self._control.fileno() in ready and not self._answer():
                 return
             self._change_over()
             if self._active is not None:
                 self._move(self._active)
+
+    def _heed(self, ready: set[int]) -> None:
+        """Take in kicks; let go of a guest whose VMX has ended."""
+        for one in tuple(self._attached.values()):
+            if one.kick_fd in ready:
+                os.eventfd_read(one.kick_fd)
+            if one.pidfd in ready:
+                self._detach(one)
 
     def _watch_network(self) -> None:
         """Sockets wake it only while a guest runs that has room for what they bring."""
