@@ -43,6 +43,9 @@ class Memory(Protocol):
     def read(self, pages: NDArray[np.int64], word: int) -> NDArray[np.uint64]:
         """That word of each of these pages."""
 
+    def pin(self, pages: NDArray[np.int64]) -> None:
+        """Keep these pages of the caller's own in memory from now on: a device writes them."""
+
     def fill(self, first: int, count: int, seed_key: int) -> None:
         """Give these pages non-zero content, a pure function of key and page number."""
 
@@ -110,6 +113,9 @@ class GuestMemory:
         """That word of each of these pages."""
         found: NDArray[np.uint64] = self.words[pages, word]
         return found
+
+    def pin(self, pages: NDArray[np.int64]) -> None:
+        """Nothing: they always are."""
 
     def fill(self, first: int, count: int, seed_key: int) -> None:
         """Give these pages non-zero content, a pure function of key and page number."""

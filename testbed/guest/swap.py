@@ -77,6 +77,7 @@ class OvercommittedMemory(GuestMemory):
             self._slot[count - self._swapped_at_first :] = np.arange(1, self._swapped_at_first + 1)
             self._map(name, size_bytes, PAGE_BYTES, resident_bytes)
             self._closing = undo.pop_all()
+        self._maker = os.getpid()
         self._forget(0)
 
     def _forget(self, owner: int) -> None:
@@ -96,10 +97,21 @@ class OvercommittedMemory(GuestMemory):
         self._bring(pages)
         return super().read(pages, word)
 
-    def _bring(self, pages: NDArray[np.int64]) -> None:
-        """Have the caller's own pages in memory, and others out for them."""
+    def pin(self, pages: NDArray[np.int64]) -> None:
+        """Keep these pages of the caller's own in memory: others go out for them as they come."""
+        self._own()
+        self.swap_in(pages)
+        kept = set(pages.tolist())
+        self._order = deque(page for page in self._order if page not in kept)
+        self._listed[pages] = True  # though they aren't: so they never will be
+
+    def _own(self) -> None:
         if self._owner != os.getpid():
             self._forget(os.getpid())
+
+    def _bring(self, pages: NDArray[np.int64]) -> None:
+        """Have the caller's own pages in memory, and others out for them."""
+        self._own()
         self.swap_in(pages)
         new = _once(pages[~self._listed[pages]])
         self._listed[new] = True
@@ -155,7 +167,9 @@ class OvercommittedMemory(GuestMemory):
         return SwapCounters(now, ins, ins + now - self._swapped_at_first)
 
     def fill(self, first: int, count: int, seed_key: int) -> None:
-        """As `GuestMemory.fill`, each page where it is."""
+        """As `GuestMemory.fill`; the maker fills each page where it is, a vCPU in memory."""
+        if os.getpid() != self._maker:
+            self._bring(np.arange(first, first + count))
         for start, rows, slots in self._chunks(first, count):
             content = np.empty((len(slots), WORDS_PER_PAGE), np.uint64)
             fill_pages(content, start, seed_key)

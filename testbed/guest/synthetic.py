@@ -82,6 +82,9 @@ class SyntheticMemory:
             found[real] = self.words[pages[real], word]
         return found
 
+    def pin(self, pages: NDArray[np.int64]) -> None:
+        """Nothing: a device that writes memory writes the real pages only."""
+
     def fill(self, first: int, count: int, seed_key: int) -> None:
         """Make these pages non-zero: written once."""
         self.versions[first : first + count] += 1

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed.errors import KernelError
+from testbed.errors import InputError, KernelError
 from testbed.guest import availability, backing
 from testbed.guest.bytemap import BytemapTracker, make_bytemap, map_bytemap
 from testbed.guest.memory import GuestMemory, count_zero_pages
 from testbed.guest.specification import GuestSpec
 from testbed.guest.swap import OvercommittedMemory
 from testbed.guest.synthetic import SyntheticMemory
+from testbed.guest.tasks.build import regions
+from testbed.guest.workloads import Replay, TraceRange, Writer
 
 MIB = 1 << 20
 PAGE = 4096
@@ -173,6 +175,16 @@ def test_the_page_that_was_in_longest_goes_out(tmp_path):
         assert np.flatnonzero(bits(memory)).tolist() == [4, 8, *range(10, 16)]
 
 
+def test_a_pinned_page_never_goes_out(tmp_path):
+    with OvercommittedMemory("vm", 16 * PAGE, 8 * PAGE, str(tmp_path)) as memory:
+        memory.read(np.array([3]), 0)
+        memory.pin(np.array([3, 10]))
+        for page in (4, 5, 6, 11, 12, 13, 14, 15, 4, 5, 6, 11):
+            memory.read(np.array([page]), 0)
+        assert not bits(memory)[[3, 10]].any()
+        assert memory.swap_counters().swapped_pages == 8
+
+
 def bits(memory):
     return np.unpackbits(np.frombuffer(memory.swap_bitmap(), np.uint8), bitorder="little")
 
@@ -184,3 +196,15 @@ def test_a_swap_file_in_use_is_left_alone_and_one_left_behind_is_not(tmp_path):
             OvercommittedMemory("vm", 4 * MIB, MIB, str(tmp_path))
         assert (tmp_path / "vm.vswp").exists()
         assert count_zero_pages(memory) == 1024
+
+
+def test_a_trace_beside_other_workloads_needs_all_memory(tmp_path):
+    mixed = (
+        Writer("uniform", 10**6, MIB),
+        Replay((TraceRange(0, 10**9, 0, 10, 10**6),)),
+    )
+    regions(spec(workloads=mixed))
+    overcommitted = {"resident_bytes": 3 * MIB, "directory": str(tmp_path)}
+    regions(spec(workloads=mixed[1:], **overcommitted))
+    with pytest.raises(InputError, match="replay the trace alone"):
+        regions(spec(workloads=mixed, **overcommitted))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import InputError
 from testbed.guest import draws, layout
+from testbed.guest.backing import is_overcommitted
 from testbed.guest.specification import SMALL_PAGE_BYTES
 from testbed.guest.task import TaskContext
 from testbed.guest.workloads import (
@@ -57,6 +58,12 @@ def regions(spec: GuestSpec) -> list[range]:
     if len(spec.workloads) > MOST_WORKLOADS:
         raise InputError(
             f"VM {spec.name}: {len(spec.workloads)} workloads; give it {MOST_WORKLOADS} at most"
+        )
+    replays = any(isinstance(one, Replay) for one in spec.workloads)
+    if replays and is_overcommitted(spec) and spec.vcpus > 1 and len(spec.workloads) > 1:
+        raise InputError(
+            f"VM {spec.name}: a trace writes other workloads' pages, which in an overcommitted VM "
+            f"each have one vCPU; reserve all of its memory, or replay the trace alone"
         )
     counts = [_pages(one, spec.vcpus) for one in spec.workloads]
     for workload, count in zip(spec.workloads, counts, strict=True):

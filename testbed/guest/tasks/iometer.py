@@ -94,6 +94,7 @@ class IometerTask:
         """
         if self._file is None:
             spec, step_bytes = self._context.spec, self._each * SMALL_PAGE_BYTES
+            self._context.memory.pin(self._rows(np.arange(self.depth)) + self._context.first_page)
             self._file = AioFile(
                 str(iometer_path(spec.directory, spec.name)),
                 np.arange(self.depth, dtype=np.int64) * step_bytes + self._buffers.ctypes.data,
