@@ -124,9 +124,9 @@ class WebService:
     (RFC 9112, 9.3.2: who sends requests ahead must be ready for it).
     """
 
-    # What is to be sent next, from `_OFFSET` on, counts the head as negative offsets.
     _PHASE, _FILE, _OFFSET, _SINCE = range(4)
-    # The phase's word: what it is about, flags, and below them how long the line is by now.
+    # The phase's word: where in the exchange it is (none of these: before a request line), what
+    # the request line said, and in its lowest byte how long the line is by now.
     _FIELDS, _HEAD, _BODY = 1 << 8, 1 << 9, 1 << 10
     _CLOSE, _WITH_BODY, _FOUND, _NOT_FOUND, _UNKNOWN = (1 << bit for bit in range(11, 16))
     _LINE = 0xFF
