@@ -445,3 +445,14 @@ def nic_ended(nic, block, kick_fd):
     block.run[3] = 7
     os.eventfd_write(kick_fd, 1)
     nic.join(10)
+
+
+def test_a_workload_that_takes_all_it_gets_starves_no_other():
+    work = (Writer("uniform", 10**12, 8 * MIB), Oltp(200, 4 * MIB), Allocate(2 * MIB))
+    with Guest.power_on(busy(vcpus=1, workloads=work)) as guest:
+        wait_until(lambda: guest.task_counters()["bytes"][2, 0] == 2 * MIB)
+        before = guest.task_counters()
+        began = time.monotonic()
+        time.sleep(0.5)
+        done = guest.task_counters()["operations"][1, 0] - before["operations"][1, 0]
+        assert done > 20 * (time.monotonic() - began)  # a tenth of what is asked for
