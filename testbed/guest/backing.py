@@ -51,14 +51,14 @@ def is_overcommitted(spec: GuestSpec) -> bool:
 def tracking_for(spec: GuestSpec, asked: TrackingName | None = None) -> TrackingName:
     """The tracking that this VM is migrated with.
 
-    Synthetic pages are in no page table; and a page that is swapped out before it was found dirty
-    would have left the page tables as clean: both are noted in a byte map.
+    Synthetic pages are in no page table: they are noted in a byte map. A page that is swapped
+    leaves the page tables, which PAGEMAP_SCAN tells as a write.
 
     Raises:
         ValueError: the tracking asked for can't see this VM's writes.
         KernelError: the machine has none.
     """
-    if spec.backing == "real" and not is_overcommitted(spec):
+    if spec.backing == "real":
         return asked or probe()[0]
     if asked not in {None, "bytemap"}:
         raise ValueError(f"{spec.name}: writes to its memory are tracked by a byte map only")

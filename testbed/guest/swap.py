@@ -203,6 +203,7 @@ class OvercommittedMemory(GuestMemory):
         """Give memory and swap file back."""
         super().close()
         self._file = self.words
+        self._slot = self._swap_ins = np.empty(0, np.uint32)
         self._closing.close()
 
 

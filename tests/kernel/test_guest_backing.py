@@ -192,7 +192,6 @@ def test_an_overcommitted_guest_writes_what_it_would_have_written(tmp_path):
     """Its memory follows from its counters as any guest's, though a third of it is swapped."""
     spec = busy(resident_bytes=10 * MIB, directory=str(tmp_path))
     with Guest.power_on(spec) as guest, GuestMemory("again", spec.memory_bytes) as again:
-        assert guest.tracking == "bytemap"
         wait_until(lambda: guest.memory.swap_counters().swap_ins > 2000)
         guest.suspend()
         assert os.fstat(guest.memory.fd).st_blocks * 512 <= 12 * MIB

@@ -18,6 +18,7 @@ from testbed.guest.bytemap import BytemapTracker, make_bytemap
 from testbed.guest.memory import GuestMemory
 from testbed.guest.pagemap import PagemapTracker
 from testbed.guest.specification import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
+from testbed.guest.swap import OvercommittedMemory
 from testbed.guest.synthetic import SyntheticMemory
 from testbed.guest.userfaultfd import open_userfaultfd
 
@@ -31,6 +32,7 @@ BACKENDS = [
     pytest.param("small pages", marks=NEEDS_SCAN),
     pytest.param("hugetlb", marks=NEEDS_SCAN),
     pytest.param("collapsed", marks=NEEDS_SCAN),
+    pytest.param("swapped", marks=NEEDS_SCAN),
     "byte map",
     "synthetic",
 ]
@@ -80,9 +82,9 @@ class Writers:
                 time.sleep(0.0002)
             self.words[1 + number] = 0
             step += 1
-            # every vCPU may write every page of real memory: in words of its own
+            # every vCPU writes all pages, in words of its own, if these may be written by several
             pages = np.unique(random.integers(PAGES, size=random.integers(1, 200)))
-            if isinstance(memory, SyntheticMemory):
+            if isinstance(memory, SyntheticMemory | OvercommittedMemory):
                 pages = pages[pages % VCPUS == number]
             self.counts[number, pages] += 1
             memory.write(pages, number, np.full(len(pages), step, np.uint64))
@@ -105,11 +107,13 @@ def huge_pages():
 
 
 @pytest.fixture
-def memory(backend, request):
+def memory(backend, request, tmp_path):
     if backend == "hugetlb":
         request.getfixturevalue("huge_pages")
     if backend == "synthetic":
         made = SyntheticMemory("vm", SIZE_BYTES, 200)
+    elif backend == "swapped":
+        made = OvercommittedMemory("vm", SIZE_BYTES, SIZE_BYTES * 3 // 4, str(tmp_path))
     else:
         large = backend in {"hugetlb", "collapsed"}
         made = GuestMemory("vm", SIZE_BYTES, LARGE_PAGE_BYTES if large else SMALL_PAGE_BYTES)
@@ -159,6 +163,8 @@ def test_the_union_of_what_is_found_is_what_was_written(memory, backend, seed):
         assert truth.sum() > PAGES // 4
         assert not (truth & ~found).any()
         assert (copied == content(memory, np.arange(PAGES))).all()
+        if backend == "swapped":
+            assert memory.swap_counters().swap_ins > 100
         assert not len(tracker.collect())
 
 
@@ -166,6 +172,8 @@ def content(memory, pages):
     """What a migration would send of each page, of the words that the writers write."""
     if isinstance(memory, SyntheticMemory):
         return np.stack([memory.versions[pages], memory.read(pages, 0)], axis=1).astype(np.uint64)
+    if isinstance(memory, OvercommittedMemory):
+        return pages  # may be in the swap file, which only a page's own vCPU reads
     return memory.words[pages][:, :VCPUS]
 
 
