@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from testbed.guest.iometer_file import prepare_file, remove_file
+from testbed.guest.iometer_file import iometer_path, prepare_file
 from testbed.guest.workloads import Iometer
 
 if TYPE_CHECKING:
@@ -29,22 +29,27 @@ def prepare(spec: GuestSpec) -> None:
 def exchanged(old: GuestSpec, new: GuestSpec) -> Iterator[None]:
     """See that the file is there for the workloads of `new`, and goes if these need none.
 
-    One of the same size and blocks stays. If the block fails, a file that was made for it goes.
+    One of the same size and blocks stays. If the block fails, all is as it was before.
 
     Raises:
-        KernelError: as for `prepare`; the one that was there before is gone then.
+        KernelError: as for `prepare`, with the room of the old file still taken.
     """
-    before, after = _wanted(old), _wanted(new)
-    if after != before:
-        prepare(new)
+    if _wanted(old) == _wanted(new):
+        yield
+        return
+    path = iometer_path(new.directory, new.name)
+    aside = path.with_suffix(".old")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
     try:
+        prepare(new)
         yield
     except BaseException:
-        if before is None:
-            remove_file(new.directory, new.name)
+        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            aside.rename(path)
         raise
-    if after is None:
-        remove_file(old.directory, old.name)
+    aside.unlink(missing_ok=True)
 
 
 def _wanted(spec: GuestSpec) -> tuple[int, int] | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from testbed.errors import KernelError
 from testbed.guest import tracking
+from testbed.guest.large_pages import map_large
+from testbed.guest.specification import LARGE_PAGE_BYTES
 from testbed.kernel.probe import Capability, probe
 
 
@@ -33,6 +35,7 @@ def diagnose() -> Diagnosis:
             "namespaces, wires, switches": _mechanism(found, "network namespaces", "veth, bridge"),
             "rates": _mechanism(found, "htb", "HTB, read back"),
             "dirty tracking": _tracking(),
+            "large pages": _large_pages(),
             "iperf": _mechanism(found, "iperf3", "the iperf3 program"),
             "latency, jitter": _latency(found),
             "VLAN, security, marking, teaming, loss": _mechanism(
@@ -70,3 +73,15 @@ def _tracking() -> str:
         return f"none: {error.cause}"
     note = "" if os.geteuid() == 0 else " (as root it may be another)"
     return f"{name}: {reason}{note}"
+
+
+def _large_pages() -> str:
+    """Which pages of 2 MiB a guest gets, tried for real."""
+    try:
+        found = map_large("doctor", LARGE_PAGE_BYTES)
+    except KernelError as error:
+        return f"none: {error.cause}; {error.remedy}"
+    os.close(found.fd)
+    if found.kind == "hugetlb":
+        return "huge pages (hugetlb), traced at 2 MiB"
+    return "collapsed ones (MADV_COLLAPSE), traced at 4 KiB; vm.nr_overcommit_hugepages gives huge"

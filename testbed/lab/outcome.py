@@ -98,7 +98,7 @@ def migration_result(
             "rate": "HTB at each sending port, told rate x (MTU + 14) / (MTU + 38)",
             "latency": _latency_text(wires),
             "path": _path_text(path, physical),
-            "dirty tracking": _tracking_text(outcome, step),
+            "dirty tracking": outcome.engine["tracking"] if outcome.engine else "unknown",
         },
         "source": step.host,
         "destination": request["to"],
@@ -125,14 +125,6 @@ def migration_result(
         "felt": felt,
         "path_goodput_bps": physical.goodput_bps(path.ip_version) if physical else None,
     }
-
-
-def _tracking_text(outcome: Outcome, step: PowerOn) -> str:
-    if outcome.engine is None:
-        return "unknown"
-    if step.backing == "synthetic":
-        return f"{outcome.engine['tracking']}, of synthetic memory: its cost is not that of a guest"
-    return str(outcome.engine["tracking"])
 
 
 def _latency_text(wires: tuple[WireReport, ...]) -> str:
