@@ -77,12 +77,12 @@ def _duration_ns(what: str, text: str) -> int:
 
 
 def feel(
-    vm: str,
     lab: str | None,
+    vm: str,
     *,
-    client: str | None,
     for_time: str,
     interval: str,
+    client: str | None,
     late: str,
     as_json: bool,
 ) -> None:
@@ -130,35 +130,3 @@ def show(felt: Felt) -> None:
     for figure in felt_figures(felt):
         table.add_row(Text(figure.name), Text(figure.value))
     Console().print(table)
-
-
-@click.command("feel")
-@FROM
-@click.option("--for", "for_time", default="10s", show_default=True, metavar="TIME")
-@click.option("--interval", default=DEFAULT_INTERVAL, show_default=True, metavar="TIME")
-@LATE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all series.")
-@click.pass_obj
-def feel_command(
-    of: tuple[str, str | None],
-    client: str | None,
-    for_time: str,
-    interval: str,
-    late: str,
-    as_json: bool,
-) -> None:
-    """Watch what the VM feels for a time, whatever is done to it meanwhile.
-
-    Its own counters are read every INTERVAL, 1ms to 1s: operations and their latency, halts, and
-    how its vCPUs spend their time.
-    """
-    vm, lab = of
-    feel(
-        vm,
-        lab,
-        client=client,
-        for_time=for_time,
-        interval=interval,
-        late=late,
-        as_json=as_json,
-    )

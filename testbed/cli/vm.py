@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from testbed.cli.felt import DEFAULT_INTERVAL, FROM, LATE, feel
 from testbed.cli.measure import AS_JSON, LAB
 
 if TYPE_CHECKING:
@@ -19,23 +20,30 @@ FORMS = {
     "workload": "workload KIND [KEY=VALUE ...] [+ KIND ...]",
     "throttle": "throttle 50%|off",
     "record": "record --for 10s [--interval 100ms] FILE",
+    "feel": "feel [--for 10s] [--interval 10ms] [--from CLIENT]",
 }
 
 
 @click.command("vm")
 @click.argument("vm", metavar="NAME")
-@click.argument("words", nargs=-1, metavar="[workload ...|throttle SHARE|record FILE]")
-@click.option("--for", "duration", metavar="TIME", help="With record: for how long.")
+@click.argument("words", nargs=-1, metavar="[workload ...|throttle SHARE|record FILE|feel]")
 @click.option(
-    "--interval", default="100ms", show_default=True, metavar="TIME", help="Between samples of it."
+    "--for", "duration", metavar="TIME", help="With record and feel: for how long; feel 10s."
 )
+@click.option(
+    "--interval", metavar="TIME", help="Between samples; 100ms with record, 10ms with feel."
+)
+@FROM
+@LATE
 @LAB
 @AS_JSON
 def vm_command(
     vm: str,
     words: tuple[str, ...],
     duration: str | None,
-    interval: str,
+    interval: str | None,
+    client: str | None,
+    late: str,
     lab: str | None,
     as_json: bool,
 ) -> None:
@@ -46,6 +54,7 @@ def vm_command(
     testbed vm db01 workload oltp commits=500 working_set=20% + web port=8080
     testbed vm db01 throttle 50%             (each vCPU gets half of its time; off: all)
     testbed vm db01 record --for 10s db01.csv
+    testbed vm db01 feel --for 10s --from client    (its operations, halts and pings meanwhile)
 
     Workloads have the keys of the topology file and are scaled as there. They hold until they are
     changed again, or until 'apply'; a migration takes them along. A recorded trace can be
@@ -63,7 +72,10 @@ def vm_command(
         case ("record", file):
             if duration is None:
                 raise InputError(f"vm {vm} record: for how long? write --for 10s")
-            _record(lab, vm, Path(file), (duration, interval))
+            _record(lab, vm, Path(file), (duration, interval or "100ms"))
+        case ("feel",):
+            feel(lab, vm, for_time=duration or "10s", interval=interval or DEFAULT_INTERVAL,
+                 client=client, late=late, as_json=as_json)  # fmt: skip
         case (word, *_):
             form = FORMS.get(word)
             wanted = [form] if form else list(FORMS.values())

@@ -130,8 +130,7 @@ async def feel(estate: Estate, request: Message, gone: asyncio.Event) -> Message
     if name not in estate.vms:
         raise InputError(f"there is no VM {name!r}; there are: {', '.join(sorted(estate.vms))}")
     running = estate.vms[name]
-    if running.channel.trouble is not None:
-        raise LabError(f"feel {name}: it has failed ({running.channel.trouble})")
+    running.require_sound("feel for it", estate.journal.topology_file)
     async with watching(estate, running, request["probe"]) as watch:
         begin_ns = time.monotonic_ns()
         await wait_unless(gone, request["for_ns"])

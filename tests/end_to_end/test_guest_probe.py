@@ -126,7 +126,7 @@ def test_each_migration_is_felt_a_little_unless_it_is_not_to_be(lab: str, tmp_pa
 
 def test_a_vm_is_felt_through_a_migration_that_another_starts(lab: str, tmp_path: Path) -> None:
     feeling = subprocess.Popen(
-        [sys.executable, "-m", "testbed", "vm", "--lab", lab, "db01", "feel", "--for", "3s",
+        [sys.executable, "-m", "testbed", "vm", "db01", "feel", "--lab", lab, "--for", "3s",
          "--from", "client", "--json"],
         stdout=subprocess.PIPE,
         text=True,
