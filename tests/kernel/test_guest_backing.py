@@ -185,6 +185,13 @@ def test_a_vm_larger_than_it_looks_moves_and_every_version_arrives():
     assert "not claimed" in report.tracking
 
 
+def test_a_vm_on_large_pages_moves_to_large_pages(huge_pages):
+    spec = busy(page_bytes=LARGE_PAGE_BYTES)  # huge ones here, collapsed ones there, or both
+    report, found = in_a_namespace(lambda: moved(spec))
+    assert (found.pages, found.different, found.by) == (32 * 256, [], "content")
+    assert report.tracking in {"pagemap", "bytemap"}
+
+
 # ---------------------------------------------------------------- overcommitted memory
 
 
