@@ -194,16 +194,22 @@ class Probe:
     def __init__(self, vcpus: int, workloads: Sequence[Workload], interval_ns: int) -> None:
         self._vcpus, self._tasks = vcpus, len(workloads)
         self._recorder = Recorder(vcpus, workloads, interval_ns)
-        self._views: list[StateView] = []
+        self._views: dict[tuple[int, int], StateView] = {}
         self.due_ns = time.monotonic_ns()
 
     def follow(self, memories: Sequence[tuple[int, int]]) -> None:
-        """Read the guest in whichever of these, (pid, descriptor), it runs; let go of others."""
-        self._views = [StateView(pid, fd, self._vcpus, self._tasks) for pid, fd in memories]
+        """Read the guest in whichever of these, (pid, descriptor), it runs; let go of others.
+
+        What is mapped already stays so, even if its process has died.
+        """
+        self._views = {
+            place: self._views.get(place) or StateView(*place, self._vcpus, self._tasks)
+            for place in memories
+        }
 
     def sample(self) -> None:
         """Read once. What was missed is not made up for."""
-        newest = max(self._views, key=StateView.newest_beat_ns)
+        newest = max(self._views.values(), key=StateView.newest_beat_ns)
         at_ns = time.monotonic_ns()
         self._recorder.take(at_ns, newest.records)
         interval_ns = self._recorder.interval_ns

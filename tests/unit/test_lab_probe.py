@@ -82,6 +82,21 @@ def test_it_goes_with_the_newest_heartbeat(memories: tuple[Memory, Memory]) -> N
     assert sum(value > 0 for value in commits["values"][:-1]) == 2
 
 
+def test_what_was_felt_outlives_whoever_held_the_memory(memories: tuple[Memory, Memory]) -> None:
+    """A VMX that dies in a migration takes neither the probe nor its samples with it."""
+    source = memories[0]
+    begin = time.monotonic_ns()
+    source.beat(begin)
+    place = (os.getpid(), os.dup(source.fd))
+    one = probe.Probe(VCPUS, WORKLOADS, 10**9)
+    one.follow([place])
+    one.sample()
+    os.close(place[1])
+    one.follow([place])
+    one.sample()
+    assert one.report(begin, time.monotonic_ns())["guest"]["samples"] == 3
+
+
 def test_more_samples_than_there_is_room_for_are_told_more_coarsely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
