@@ -20,7 +20,11 @@ def up_command(topology_file: Path) -> None:
     brought = up(found)
     if brought.cleaned:
         click.echo("took down what an interrupted command had left of this lab")
+    if brought.mended:
+        click.echo(f"started the NIC process of {', '.join(brought.mended)} again")
     match brought.outcome:
+        case "unchanged" if brought.mended:
+            click.echo(f"lab {found.name!r} is up already; nothing else changed")
         case "unchanged":
             click.echo(f"lab {found.name!r} is up already; nothing changed")
         case "revived":

@@ -93,13 +93,18 @@ class Estate:
     # -- making and unmaking what isn't in the kernel ------------------------------------
 
     async def make(self, steps: list[Message]) -> Message:
-        """Carry out lab steps, given as JSON; `made` tells of each whether there was any need."""
+        """Carry out lab steps, given as JSON; `made` tells of each whether there was any need.
+
+        `mended` are VMs that ran, and whose NIC process had ended and has been started again.
+        """
         parsed = []
         for one in map(step_from_json, steps):
             if not isinstance(one, LabStep):
                 raise LabError(f"a supervisor makes no {one.kind}")
             parsed.append(one)
-        return {"made": await self.do_all(parsed, [])}
+        vms = [self.vms.get(one.vm) for one in parsed if isinstance(one, PowerOn)]
+        silent = [vm.step.vm for vm in vms if vm is not None and vm.silent]
+        return {"made": await self.do_all(parsed, []), "mended": silent}
 
     async def commit(self) -> Message:
         """Note that the lab is up: every step has been carried out."""

@@ -48,6 +48,12 @@ class RunningVM:
             return "failed"
         return "migrating" if self.migrating else "running"
 
+    @property
+    def silent(self) -> bool:
+        """Whether it runs, but its NIC process has ended."""
+        dead_nic = self.nic is not None and self.nic.trouble is not None
+        return dead_nic and self.channel.trouble is None
+
     def require_sound(self, attempt: str, topology_file: str) -> None:
         """See that the VM has not failed.
 

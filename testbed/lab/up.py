@@ -38,13 +38,14 @@ class Brought:
 
     `built`, nothing (`unchanged`), a new supervisor (`restarted`), or VMs that had failed
     powered on again (`revived`). `cleaned`: what an earlier, broken `up` had left was taken
-    down first.
+    down first. `mended`: VMs that ran on, whose NIC processes had ended.
     """
 
     outcome: Literal["built", "unchanged", "restarted", "revived"]
     plan: Plan
     cleaned: bool = False
     powered_on: tuple[str, ...] = ()
+    mended: tuple[str, ...] = ()
 
 
 def up(
@@ -116,9 +117,10 @@ def _make(
     journal: Journal,
     before: Callable[[Step], None] | None = None,
     batch: int = BATCH,
-) -> tuple[str, ...]:
-    """Have the supervisor make what isn't there; the VMs that it powered on."""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Have the supervisor make what isn't there; the VMs powered on, and those mended."""
     powered_on: list[str] = []
+    mended: list[str] = []
     steps = lab_steps(journal.plan.steps)
     for first in range(0, len(steps), batch):
         some = steps[first : first + batch]
@@ -130,12 +132,13 @@ def _make(
             {"command": "make", "steps": [step_to_json(step) for step in some]},
             timeout_s=POWER_ON_DEADLINE_S,
         )
+        mended += answer["mended"]
         powered_on += [
             step.vm
             for step, made in zip(some, answer["made"], strict=True)
             if made and isinstance(step, PowerOn)
         ]
-    return tuple(powered_on)
+    return tuple(powered_on), tuple(mended)
 
 
 def _see_that_it_stands(
@@ -154,8 +157,9 @@ def _see_that_it_stands(
         )
     plan = journal.plan
     if supervisor_of(directory) is not None:
-        powered_on = _make(directory, journal)
-        return Brought("revived" if powered_on else "unchanged", plan, powered_on=powered_on)
+        powered_on, mended = _make(directory, journal)
+        outcome: Literal["revived", "unchanged"] = "revived" if powered_on else "unchanged"
+        return Brought(outcome, plan, powered_on=powered_on, mended=mended)
     with ExitStack() as undo:
         undo.callback(kill_supervisor, directory)
         _start(directory, journal, lock_fd)

@@ -65,7 +65,7 @@ def _memory(step: PowerOn) -> str:
         words.append(f"in pages of {format_size(step.page_bytes)}")
     if step.resident_bytes is not None:
         words.append(f"{format_size(step.memory_bytes - step.resident_bytes)} of it swapped")
-    return " " + ", ".join(words) if words else ""
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _settings(end: End) -> str:

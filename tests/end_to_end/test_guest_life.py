@@ -148,7 +148,7 @@ def test_connections_survive_a_move_and_a_dead_process_is_told_of(lab: Path) -> 
     os.kill(now("db01")["counters"]["vcpu_pids"][0], signal.SIGKILL)
     assert wait_for(lambda: now("db01")["state"] == "failed")
     assert "has failed (vCPU 0 died)" in tell("db01", "throttle", "off", check=False)
-    run("up", lab)
+    assert "started the NIC process of web01 again" in run("up", lab).stdout
     after = status(LAB)
     assert (after["state"], after["troubles"]) == ("up", [])
     assert now("web01")["nic_pid"] != nic_pid

@@ -86,6 +86,27 @@ def test_room_counts_what_has_moved_there(topology: Topology) -> None:
     assert reasons_against(two, {"db02": "esx01"}, two.vm("db01"), two.host("esx02")) == ()
 
 
+def test_swapped_pages_stay_where_they_are() -> None:
+    text = TEXT.replace("memory: 4GiB", "memory: 1GiB").replace(
+        "memory: 2GiB", "memory: 1536MiB\n    reservation: 50%"
+    )
+    over = topologies.loads(text, "over.yaml")
+    assert over.vm("db01").resident_bytes == 1 << 30
+    (reason,) = reasons_against(over, {}, over.vm("db01"), over.host("esx02"))
+    assert "512 MiB of db01's memory are in its swap file" in reason
+    assert "reserve all of its memory" in reason
+
+
+def test_a_host_has_what_its_vms_hold_and_not_only_what_they_reserve() -> None:
+    """Both reserve half of 2 GiB, so 3 GiB could take them; but nothing is reclaimed."""
+    two = TEXT.replace("  db01:", '  "db[01-02]":').replace("host: esx01", 'host: "esx[01-02]"')
+    two = two.replace("10.50/24", "10.[50-51]/24").replace("memory: 4GiB", "memory: 3GiB")
+    topology = topologies.loads(two.replace("2GiB", "2GiB\n    reservation: 50%"), "two.yaml")
+    (reason,) = reasons_against(topology, {}, topology.vm("db01"), topology.host("esx02"))
+    assert "1 GiB of memory free" in reason
+    assert "running VMs keep the memory that they have" in reason
+
+
 def test_the_vmotion_path_and_its_slowest_link(topology: Topology) -> None:
     path = vmotion_path(topology.host("esx01"), topology.host("esx02"))
     assert (path.source_address, path.destination_address) == ("192.168.20.11", "192.168.20.12")

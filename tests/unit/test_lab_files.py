@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,6 +73,7 @@ def test_a_journal_survives_the_disk(tmp_path: Path) -> None:
     directory = LabDirectory("kept", tmp_path)
     directory.create()
     journal = Journal("up", "x.yaml", "name: x", Plan("kept", (Netns("n", "n", "vm"),)), {"a": "b"})
+    journal = replace(journal, workloads={"db01": [{"kind": "ping"}]}, traces={"t.csv": "at_s"})
     journal.write(directory.journal)
     assert Journal.read(directory.journal) == journal
     assert labs(tmp_path) == ("kept",)
