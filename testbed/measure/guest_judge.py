@@ -76,16 +76,23 @@ def _workload(samples: GuestSamples, one: WorkloadSamples, first: int, last: int
     )
 
 
-def _span(usual_per_s: float, interval_ns: int) -> int:
-    """Over how many intervals a rate is judged."""
+def _least_span_ns(usual_per_s: float, interval_ns: int) -> int:
+    """Over which time a rate is judged: whole intervals, less what samples are out of time."""
     wanted_ns = min(OPERATIONS_A_DIP * 1e9 / usual_per_s, LONGEST_DIP_NS)
-    return max(1, round(wanted_ns / interval_ns))
+    return max(1, round(wanted_ns / interval_ns)) * interval_ns - interval_ns // 10
 
 
-def _rates(at: NDArray[np.int64], done: NDArray[np.int64], span: int) -> NDArray[np.float64]:
-    """The rate, per second, from each sample to the one `span` later."""
-    rates: NDArray[np.float64] = (done[span:] - done[:-span]) * 1e9 / (at[span:] - at[:-span])
-    return rates
+def _rates(
+    at: NDArray[np.int64], done: NDArray[np.int64], least_ns: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The rate, per second, from each sample to the first that is so much later, and that sample.
+
+    Next to a late sample are short intervals: a rate over one would say little.
+    """
+    ends = np.searchsorted(at, at + least_ns)
+    ends = ends[ends < len(at)]
+    begins = np.arange(len(ends))
+    return (done[ends] - done[begins]) * 1e9 / (at[ends] - at[begins]), ends
 
 
 def _usual(
@@ -94,21 +101,24 @@ def _usual(
     mean = float(done[last] - done[first]) * 1e9 / float(at[last] - at[first])
     if mean <= 0:
         return None
-    span = min(_span(mean, interval_ns), last - first)
-    return float(np.median(_rates(at[first : last + 1], done[first : last + 1], span)))
+    rates, _ = _rates(
+        at[first : last + 1], done[first : last + 1], _least_span_ns(mean, interval_ns)
+    )
+    return float(np.median(rates)) if len(rates) else mean
 
 
 def _lowest(
     samples: GuestSamples, done: NDArray[np.int64], usual: float | None, first: int, last: int
 ) -> tuple[float, int, int] | None:
     """The lowest rate in the window, over which time, and from when on."""
-    span = _span(usual, samples.interval_ns) if usual else 0
-    if not 0 < span <= last - first:
+    if not usual:
         return None
     at = samples.at_ns[first : last + 1]
-    rates = _rates(at, done[first : last + 1], span)
+    rates, ends = _rates(at, done[first : last + 1], _least_span_ns(usual, samples.interval_ns))
+    if not len(rates):
+        return None
     least = int(np.argmin(rates))
-    return float(rates[least]), int(at[least + span] - at[least]), int(at[least])
+    return float(rates[least]), int(at[ends[least]] - at[least]), int(at[least])
 
 
 def _longest_halt(

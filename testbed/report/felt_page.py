@@ -72,12 +72,16 @@ def _steps(series: Series) -> list[tuple[float, float, float]]:
     """(begin, end, mean rate) from the migration's begin on, no more than a chart can show."""
     first = next((i for i, at in enumerate(series.at_ns) if at >= 0), len(series))
     at, values = series.at_ns[first:], series.values[first:]
-    wide = max(1, -(-(len(at) - 1) // MOST_POINTS))
-    steps = []
-    for begin in range(0, len(at) - 1, wide):
-        end = min(begin + wide, len(at) - 1)
-        area = sum(values[i] * (at[i + 1] - at[i]) for i in range(begin, end))
-        steps.append((float(at[begin]), float(at[end]), area / (at[end] - at[begin])))
+    if len(at) < 2:
+        return []
+    # A little less than even: samples are never quite in time.
+    wide_ns = 0.9 * (at[-1] - at[0]) / min(MOST_POINTS, len(at) - 1)
+    steps, begin, area = [], at[0], 0.0
+    for number, end in enumerate(at[1:]):
+        area += values[number] * (end - at[number])
+        if end - begin >= wide_ns:
+            steps.append((float(begin), float(end), area / (end - begin)))
+            begin, area = end, 0.0
     return steps
 
 

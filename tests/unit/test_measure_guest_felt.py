@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -111,6 +112,17 @@ def test_a_dip_is_judged_over_enough_operations() -> None:
     assert oltp.lowest_over_ns == 1000 * MS
     assert oltp.dip == pytest.approx(0, abs=0.11)  # one of ten falls in or out
     assert oltp.halt_ns == pytest.approx(100 * MS, abs=11 * MS)
+
+
+def test_a_short_interval_beside_a_late_sample_is_no_dip() -> None:
+    samples = told(10 * MS, 500 * MS, every(MS, -1000 * MS, 500 * MS))
+    late = samples.at_ns.copy()
+    late[120] += 9_900_000  # the next one comes 0.1 ms after it, with nothing done meanwhile
+    (one,) = samples.workloads
+    done = np.searchsorted(np.array(every(MS, -1000 * MS, 500 * MS)), late, "right")
+    moved = replace(samples, at_ns=late, workloads=(replace(one, operations=done),))
+    (oltp,) = judge(moved, 0, 500 * MS).workloads
+    assert oltp.dip == pytest.approx(0, abs=0.1)
 
 
 def test_a_server_nobody_asks_has_neither_dip_nor_halt() -> None:
