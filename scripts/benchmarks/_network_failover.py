@@ -6,7 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from _network_lab import RUNS, Ends, Lab, Row, lab, row
+from _network_lab import RUNS, Ends, Lab, lab
+from _row import Row, row
 
 from testbed.lab.link_change import LinkChange
 from testbed.measure.ping import PingTest

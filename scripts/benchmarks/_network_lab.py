@@ -1,13 +1,14 @@
-"""A benchmark's own lab, its links, and rows of the table of `scripts/bench network`."""
+"""A lab of `scripts/bench network`'s own, and its links."""
 
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from _row import Row, row, say
 
 from testbed import topology as topologies
 from testbed.kernel import netns
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from testbed.lab.link_change import LinkChange
     from testbed.plan.plan import Plan
 
-Row: TypeAlias = dict[str, object]
 Ends: TypeAlias = tuple[Endpoint, Endpoint]
 T = TypeVar("T")
 
@@ -115,36 +115,3 @@ def _cpu_ticks() -> tuple[int, int]:
 def tcp_bps(ends: Ends, duration_s: int = 2, omit_s: int = 1) -> float:
     """What iperf3's receiver counted in `duration_s` after `omit_s`: one stream, cubic."""
     return iperf(*ends, IperfTest(duration_s=duration_s, omit_s=omit_s)).received_bps
-
-
-def say(text: str) -> None:
-    """Progress, and what disturbed a run, on stderr: the table is on stdout."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def row(
-    name: str,
-    value: float,
-    unit: str,
-    runs: int,
-    *,
-    peer: tuple[str, float] | None = None,
-    ratio: float | None = None,
-    bar: str | None = None,
-    met: bool | None = None,
-) -> Row:
-    """A row of the table; it is said as soon as it is there."""
-    beside = "" if peer is None else f", {peer[0]} {peer[1]:.4g}"
-    missed = f"; bar {bar} MISSED" if met is False else ""
-    say(f"{name}: {value:.4g} {unit}{beside}{missed}")
-    return {
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "peer": None if peer is None else peer[0],
-        "peer_value": None if peer is None else peer[1],
-        "ratio": ratio,
-        "bar": bar,
-        "met": met,
-        "runs": runs,
-    }

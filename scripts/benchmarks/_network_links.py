@@ -7,7 +7,8 @@ import select
 import socket
 import statistics
 
-from _network_lab import RUNS, Ends, Lab, Row, lab, row, say, tcp_bps
+from _network_lab import RUNS, Ends, Lab, lab, tcp_bps
+from _row import Row, row, say
 
 from testbed.lab.link_change import LinkChange
 from testbed.measure.endpoint import socket_in

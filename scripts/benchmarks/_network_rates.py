@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from _network_lab import MTU, RUNS, Ends, Lab, Row, lab, row, tcp_bps
+from _network_lab import MTU, RUNS, Ends, Lab, lab, tcp_bps
+from _row import Row, row
 
 from testbed.lab.link_change import LinkChange
 from testbed.measure.theory import tcp_goodput_bps

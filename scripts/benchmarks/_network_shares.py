@@ -9,7 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from _network_lab import MTU, RUNS, Lab, Row, lab, row
+from _network_lab import MTU, RUNS, Lab, lab
+from _row import Row, row
 
 from testbed.measure.iperf import measure as iperf
 from testbed.measure.iperf_result import IperfTest

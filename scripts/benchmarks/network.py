@@ -20,7 +20,7 @@ from _network_shares import shares
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from _network_lab import Row
+    from _row import Row
 
 PARTS: dict[str, Callable[[int | None], list[Row]]] = {
     "rates": rates,

@@ -70,6 +70,7 @@ def test_the_table_has_every_figure(tmp_path: Path) -> None:
     [
         ({"met": False}, ["token"], 1, "bar missed: a"),
         ({"met": None, "bar": None}, ["token"], 0, ""),
+        ({"value": None, "met": None, "bar": None}, ["token"], 0, ""),
         ({"extra": 1}, ["token"], 1, "lacks or adds: extra"),
         ({}, ["tokens"], 2, "there are: token"),
         ({}, ["_shared"], 2, "there are: token"),
@@ -83,3 +84,12 @@ def test_exit_codes(
 ) -> None:
     ended = bench(tmp_path, ROW | change, *words)
     assert (ended.returncode, message in ended.stderr) == (code, True), ended.stderr
+
+
+@pytest.mark.parametrize("name", ["build", "guest", "network", "stream", "stun"])
+def test_each_benchmark_can_be_loaded_and_tells_its_parts(name: str) -> None:
+    command = [sys.executable, "-P", str(SOURCE), name, "--only", "nothing"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, "no part 'nothing'; there are: " in ended.stderr) == (2, True)
+    if name == "guest":
+        assert "rates, tracking, tracing, throttle, start" in ended.stderr
