@@ -17,17 +17,19 @@ async def at_most(width: int, work: Iterable[Callable[[], Awaitable[_T]]]) -> li
     Raises:
         BaseException: what the first that failed raised; the rest was cancelled, and has ended.
     """
-    slots = asyncio.Semaphore(width)
+    waiting = enumerate(work)
+    results: dict[int, _T] = {}
 
-    async def one(piece: Callable[[], Awaitable[_T]]) -> _T:
-        async with slots:
-            return await piece()
+    async def one_after_the_other() -> None:
+        for number, piece in waiting:
+            results[number] = await piece()
 
-    tasks = [asyncio.create_task(one(piece)) for piece in work]
+    tasks = [asyncio.create_task(one_after_the_other()) for _ in range(width)]
     try:
-        return await asyncio.gather(*tasks)
+        await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+    return [results[number] for number in sorted(results)]

@@ -171,6 +171,23 @@ def test_up_powers_on_a_vm_that_has_died(lab: Callable[..., Path]) -> None:
     assert vm("revived", "client")["vmx_pid"] == client["vmx_pid"]
 
 
+def test_vms_run_on_when_the_process_they_were_forked_from_is_killed(
+    lab: Callable[..., Path],
+) -> None:
+    file = lab("unloaded", **SMALLEST)
+    run("up", file)
+    supervisor = status("unloaded")["supervisor_pid"]
+    running = {one["name"]: one["vmx_pid"] for one in status("unloaded")["vms"]}
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    (preloaded,) = set(map(int, children)) - set(running.values())
+    os.kill(preloaded, signal.SIGKILL)
+    os.kill(running["client"], signal.SIGKILL)
+    wait_until(lambda: bool(vm("unloaded", "client")["state"] == "failed"))
+    run("up", file)  # the next VMX is forked from another
+    assert vm("unloaded", "client")["state"] == "running"
+    assert vm("unloaded", "db01")["vmx_pid"] == running["db01"]
+
+
 def test_properties_that_are_no_kernel_objects_are_changed_too(lab: Callable[..., Path]) -> None:
     file = lab("properties", **SMALLEST)
     run("up", file)
