@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 from testbed.errors import KernelError
 from testbed.guest import layout
 from testbed.guest.program import decode
-from testbed.guest.run_block import CLAIM, GO, PROGRAM, RUN, RUNNING, SLEEP, STATE, STOPPED
+from testbed.guest.run_block import CLAIM, GO, PROGRAM, RUN, RUNNING, SLEEP, STARTING, STATE, STOPPED
 from testbed.guest.task import NEVER_NS
 from testbed.guest.tasks.build import build
 from testbed.guest.userfaultfd import open_userfaultfd
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 BEAT_NS = 1_000_000  # a vCPU that has something due soon beats at least this often
 IDLE_BEAT_NS = 100_000_000  # any other; 128 of them beating each ms would take two cores
 SHORTEST_SLEEP_NS = 50_000
+SHORTEST_RUN_NS = 250_000  # between two sleeps: falling asleep and waking up takes 50 us
+LONGEST_SLEEP_NS = 20_000_000  # a heartbeat in between would cost what the throttle saves
 _MOST_CARRIED_NS = 1_000_000_000  # of sleep that was too long or has not been slept yet
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 
@@ -145,16 +147,25 @@ class _Vcpu:
         """Stop and run in turn, until killed."""
         self._build()
         while True:
-            claimed = self._line[RUN] == CLAIM
-            self._answer(STOPPED)
-            while (command := self._line[RUN]) != GO:
-                claimed = claimed and command == CLAIM
-                os.read(self._wake_fd, 8)
+            claimed = self._stand_still()
             if self._line[PROGRAM] != self._program:
                 self._build()
             self._begin(claimed=claimed)
             self._answer(RUNNING)
             self._run()
+
+    def _stand_still(self) -> bool:
+        """Until told to run; whether it was claimed for all that time."""
+        claimed = self._line[RUN] == CLAIM
+        while True:
+            self._answer(STOPPED)
+            while (command := self._line[RUN]) != GO:
+                claimed = claimed and command == CLAIM
+                os.read(self._wake_fd, 8)
+            # Told to stop anew just now, the VMX may have read the old answer: nothing was done yet.
+            self._answer(STARTING)
+            if self._line[RUN] == GO:
+                return claimed
 
     def _answer(self, state: int) -> None:
         self._line[STATE] = state
@@ -164,6 +175,7 @@ class _Vcpu:
         start = self._start
         self._program = self._line[PROGRAM]
         spec = decode(start.block.read_program())
+        start.memory.disown()
         mark = None if start.written is None else self._mark
         made = build(
             spec, start.number, start.memory, mark=mark, kick=self._kick, wake_fd=self._wake_fd
@@ -264,13 +276,26 @@ class _Vcpu:
         return self._account(layout.IDLE_NS)[1]
 
     def _throttle(self, ran_ns: int) -> int:
-        """Sleep for what is owed for running, exactly on average."""
-        line, now = self._line, self._record[layout.BEAT]
+        """Sleep for what is owed for running, exactly on average.
+
+        The CPU time that it takes to fall asleep and wake up is running, too; what is owed for
+        that waits until some work has been done.
+        """
+        line, record = self._line, self._record
+        now = record[layout.BEAT]
         self._owed_ns += ran_ns * line[SLEEP] / 1e6
-        while self._owed_ns >= SHORTEST_SLEEP_NS and line[RUN] == GO and line[SLEEP]:
-            self._sleep(min(self._owed_ns, BEAT_NS))
-            slept, now = self._account(layout.THROTTLED_NS)
-            self._owed_ns -= slept
+        if self._owed_ns < SHORTEST_RUN_NS * line[SLEEP] / 1e6:
+            return now
+        left_ns = self._owed_ns
+        while left_ns >= SHORTEST_SLEEP_NS and line[RUN] == GO and line[SLEEP]:
+            cpu_ns = time.thread_time_ns()
+            self._sleep(min(left_ns, LONGEST_SLEEP_NS))
+            gap, now = self._account(layout.THROTTLED_NS)
+            ran_ns = min(time.thread_time_ns() - cpu_ns, gap)
+            record[layout.THROTTLED_NS] -= ran_ns
+            record[layout.RUN_NS] += ran_ns
+            left_ns -= gap - ran_ns
+            self._owed_ns += ran_ns * line[SLEEP] / 1e6 - (gap - ran_ns)
         bounded = min(max(self._owed_ns, -_MOST_CARRIED_NS), _MOST_CARRIED_NS)
         self._owed_ns = bounded if line[SLEEP] else 0.0
         return now
