@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from testbed.errors import InputError
-from testbed.guest.vcpu import close_all_but
+from testbed.guest.vcpu_fork import close_all_but
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

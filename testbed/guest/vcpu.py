@@ -7,27 +7,28 @@ a wake too many does no harm and none can be lost.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
-import gc
-import itertools
 import os
 import select
-import signal
-import sys
 import time
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from testbed.errors import KernelError
 from testbed.guest import layout
 from testbed.guest.program import decode
-from testbed.guest.run_block import CLAIM, GO, PROGRAM, RUN, RUNNING, SLEEP, STARTING, STATE, STOPPED
+from testbed.guest.run_block import (
+    CLAIM,
+    GO,
+    PROGRAM,
+    RUN,
+    RUNNING,
+    SLEEP,
+    STARTING,
+    STATE,
+    STOPPED,
+)
 from testbed.guest.task import NEVER_NS
 from testbed.guest.tasks.build import build
-from testbed.guest.userfaultfd import open_userfaultfd
 
 if TYPE_CHECKING:
     import socket
@@ -46,7 +47,6 @@ SHORTEST_SLEEP_NS = 50_000
 SHORTEST_RUN_NS = 250_000  # between two sleeps: falling asleep and waking up takes 50 us
 LONGEST_SLEEP_NS = 20_000_000  # a heartbeat in between would cost what the throttle saves
 _MOST_CARRIED_NS = 1_000_000_000  # of sleep that was too long or has not been slept yet
-_PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,68 +69,7 @@ class VcpuStart:
     cpus: frozenset[int]
 
 
-def fork_vcpu(start: VcpuStart) -> int:
-    """Fork a vCPU process, which maps the memory and waits to be run.
-
-    Returns:
-        Its process id.
-    """
-    parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        _become_vcpu(start, parent)
-    except BaseException:  # whatever it is, this process must not return into its parent's code
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(1)
-
-
-def _become_vcpu(start: VcpuStart, parent: int) -> NoReturn:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)  # it died before the kernel could be told
-    libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
-    gc.disable()
-    if start.cpus:
-        _pin(start.number, start.cpus)
-    if start.setup is not None:
-        start.setup()
-    if start.handover is not None:
-        with_fd = open_userfaultfd()
-        start.handover.sendmsg([b"u"], [(1, 1, with_fd.to_bytes(4, sys.byteorder))])
-    # Whatever else the VMX has open (sockets above all) must not live on in this process.
-    close_all_but(start.wake_fd, start.answer_fd, start.kick_fd)
-    # select() takes low numbers only, and it alone sleeps for less than a millisecond.
-    wake_fd = fcntl.fcntl(start.wake_fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    start.memory.populate()
-    _Vcpu(start, wake_fd).live()
-
-
-def _pin(number: int, cpus: frozenset[int]) -> None:
-    os.sched_setaffinity(0, cpus)
-    if os.sched_getaffinity(0) != cpus:
-        cause = f"the kernel lets it run on {sorted(os.sched_getaffinity(0))}"
-        raise KernelError("pin", f"vCPU {number} to CPUs {sorted(cpus)}", cause)
-
-
-def close_all_but(*keep: int) -> None:
-    """Close every descriptor of this process but standard input, output, error and these."""
-    bounds = sorted({2, *keep, os.sysconf("SC_OPEN_MAX")})
-    for low, high in itertools.pairwise(bounds):
-        os.closerange(low + 1, high)
-
-
-class _Vcpu:
+class Vcpu:
     """The life of a vCPU process."""
 
     def __init__(self, start: VcpuStart, wake_fd: int) -> None:
@@ -162,7 +101,7 @@ class _Vcpu:
             while (command := self._line[RUN]) != GO:
                 claimed = claimed and command == CLAIM
                 os.read(self._wake_fd, 8)
-            # Told to stop anew just now, the VMX may have read the old answer: nothing was done yet.
+            # If it was told to stop anew just now, the VMX may go by the answer from before.
             self._answer(STARTING)
             if self._line[RUN] == GO:
                 return claimed

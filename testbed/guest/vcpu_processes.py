@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import InputError, LabError, MigrationError
 from testbed.guest.run_block import STOPPED
-from testbed.guest.vcpu import VcpuStart, fork_vcpu
+from testbed.guest.vcpu import VcpuStart
+from testbed.guest.vcpu_fork import fork_vcpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
