@@ -46,6 +46,9 @@ class Memory(Protocol):
     def pin(self, pages: NDArray[np.int64]) -> None:
         """Keep these pages of the caller's own in memory from now on: a device writes them."""
 
+    def disown(self) -> None:
+        """From now on other pages are the caller's own, and none is kept."""
+
     def fill(self, first: int, count: int, seed_key: int) -> None:
         """Give these pages non-zero content, a pure function of key and page number."""
 
@@ -116,6 +119,9 @@ class GuestMemory:
 
     def pin(self, pages: NDArray[np.int64]) -> None:
         """Nothing: they always are."""
+
+    def disown(self) -> None:
+        """Nothing: a page is nobody's own."""
 
     def fill(self, first: int, count: int, seed_key: int) -> None:
         """Give these pages non-zero content, a pure function of key and page number."""

@@ -105,6 +105,12 @@ class OvercommittedMemory(GuestMemory):
         self._order = deque(page for page in self._order if page not in kept)
         self._listed[pages] = True  # though they aren't: so they never will be
 
+    def disown(self) -> None:
+        """Swap out no page met before now: it may be another vCPU's. What is owed stays."""
+        free = self._free if self._owner == os.getpid() else []
+        self._forget(os.getpid())
+        self._free = free
+
     def _own(self) -> None:
         if self._owner != os.getpid():
             self._forget(os.getpid())

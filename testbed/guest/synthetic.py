@@ -85,6 +85,9 @@ class SyntheticMemory:
     def pin(self, pages: NDArray[np.int64]) -> None:
         """Nothing: a device that writes memory writes the real pages only."""
 
+    def disown(self) -> None:
+        """Nothing: a page is nobody's own."""
+
     def fill(self, first: int, count: int, seed_key: int) -> None:
         """Make these pages non-zero: written once."""
         self.versions[first : first + count] += 1

@@ -185,6 +185,21 @@ def test_a_pinned_page_never_goes_out(tmp_path):
         assert memory.swap_counters().swapped_pages == 8
 
 
+def test_a_page_that_may_be_anothers_now_does_not_go_out(tmp_path):
+    """When workloads are switched, pages change hands among vCPUs."""
+    with OvercommittedMemory("vm", 16 * PAGE, 8 * PAGE, str(tmp_path)) as memory:
+        memory.read(np.arange(2, 6), 0)
+        memory.disown()
+        memory.read(np.array([8, 9]), 0)  # nothing can go for these yet
+        assert np.flatnonzero(bits(memory)).tolist() == list(range(10, 16))
+        memory.read(np.array([10, 11]), 0)
+        assert np.flatnonzero(bits(memory)).tolist() == [8, 9, *range(12, 16)]
+        memory.disown()
+        memory.read(np.array([3, 4, 5]), 0)  # what is owed was not forgotten
+        memory.read(np.array([6]), 0)
+        assert memory.swap_counters().swapped_pages == 8
+
+
 def bits(memory):
     return np.unpackbits(np.frombuffer(memory.swap_bitmap(), np.uint8), bitorder="little")
 
