@@ -182,6 +182,24 @@ def test_what_is_under_way_is_bounded() -> None:
     assert sum(len(one.payload) for one in end.take(report=False)) > 90_000
 
 
+def test_downloads_that_fill_the_ring_leave_room_for_all() -> None:
+    """Sockets that take all at once: each has a turn before one has its second."""
+    end = End(GuestSpec("vm", 1 << 22, 1, (Web(file_bytes=10**8), Media()), seed=3))
+    for number in range(6):
+        end.open(WEB, number)
+        end.put(DATA, number, b"GET /1 HTTP/1.1\r\n\r\n")
+    end.open(MEDIA, 6)
+    heard: dict[int, int] = dict.fromkeys(range(7), 0)
+    for _ in range(12):
+        end.task.step(LONG_NS)
+        while (record := end.pages.to_send.first()) is not None:
+            end.pages.to_send.drop(record)
+            heard[record.connection] += len(record.payload)
+            end.put(SENT, record.connection, len(record.payload).to_bytes(8, "little"))
+    assert all(heard.values()), heard
+    assert max(heard[number] for number in range(6)) < 3 * min(heard[n] for n in range(6))
+
+
 def test_a_full_ring_is_waited_for_and_nothing_is_lost() -> None:
     end = End()
     end.open(ECHO_PORT)

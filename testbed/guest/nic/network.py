@@ -89,7 +89,7 @@ class Network:
             for one in opened:
                 one.setblocking(False)
                 self._sockets[one.fileno()] = one
-                self._epoll.register(one, select.EPOLLIN)
+                self._epoll.register(one, select.EPOLLIN if self._accepting else 0)
 
     def answer_echoes(self, sockets: EchoSockets | None) -> None:
         """Receive echo requests by these sockets, or none."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PR_SET_NAME, _PR_SET_TIMERSLACK = 15, 29  # linux/prctl.h
+_MOVES_AT_ONCE = 16  # before commands are looked for
 
 
 def run(
@@ -90,15 +91,15 @@ class _Nic:
 
     def serve(self) -> None:
         """Move bytes and answer until the other side closes the connection."""
+        busy = False
         while True:
             self._watch_network()
-            ready = {fd for fd, _ in self._epoll.poll()}
+            ready = {fd for fd, _ in self._epoll.poll(0 if busy else None)}
             self._heed(ready)
             if self._control.fileno() in ready and not self._answer():
                 return
             self._change_over()
-            if self._active is not None:
-                self._move(self._active)
+            busy = self._active is not None and self._move(self._active)
 
     def _heed(self, ready: set[int]) -> None:
         """Take in kicks; let go of a guest whose VMX has ended."""
@@ -141,29 +142,31 @@ class _Nic:
         self._network.drop_connections()
         self._left = _where(one)
 
-    def _move(self, one: Attachment) -> None:
+    def _move(self, one: Attachment) -> bool:
+        """Move bytes for a while; whether there were still some."""
         pages, network = one.pages, self._network
 
         def running() -> bool:
             return one.told_to_run
 
         if pages.epoch[0] == NO_EPOCH:
-            return
+            return False
         if pages.epoch[0] != self._left[0]:
             self._begin_anew(one)
         try:
-            moved = True
-            while moved and running():
+            for _ in range(_MOVES_AT_ONCE):
+                if not running():
+                    break
                 moved = network.carry_out(pages.to_send, running)
                 moved |= network.carry_in(pages.received, running)
-                if moved:
-                    os.eventfd_write(one.wake_fd, 1)
+                if not moved:
+                    return False
+                os.eventfd_write(one.wake_fd, 1)
         except ValueError as error:
             self._send({"event": "trouble", "message": str(error)})
             self._detach(one)
-            return
-        if not running():
-            self._change_over()
+            return False
+        return True  # or it is to stop
 
     def _detach(self, one: Attachment) -> None:
         if self._active is one:

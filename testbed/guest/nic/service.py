@@ -163,7 +163,10 @@ class NicTask:
     # -- what is sent -----------------------------------------------------------------------
 
     def _send(self, until_ns: int) -> tuple[float, bool]:
-        """Let each connection say a little, in turn; when the next is due, and whether any did."""
+        """Let each connection say a little, in turn; when the next is due, and whether any did.
+
+        The ring is full after a few: next time those come first that said nothing for longest.
+        """
         to_send, sent = self._pages.to_send, False
         while True:
             soonest, said = NEVER_NS, False
@@ -184,8 +187,9 @@ class NicTask:
                 elif (allowed := one.allowance()) >= _LEAST_ROOM:
                     service.send(one, min(room, allowed), now_ns)
                     said = True
-                    if not one.port:
-                        del self._open[one.number]
+                    del self._open[one.number]
+                    if one.port:
+                        self._open[one.number] = one
                 # Without an allowance it waits for SENT, which is pending when it comes.
             sent |= said
             if not said:
