@@ -175,7 +175,7 @@ def test_requests_are_paced_and_so_many_are_outstanding(tmp_path):
         progressed(guest, by=5)
         rates = []
         for _ in range(5):  # another program may have the CPU, or part the two readings
-            before, began = operations(guest).sum(), time.monotonic()
+            began, before = time.monotonic(), operations(guest).sum()
             time.sleep(0.3)
             rates.append((operations(guest).sum() - before) / (time.monotonic() - began))
         assert any(300 < rate < 440 for rate in rates), rates

@@ -18,7 +18,7 @@ from testbed.guest.workloads import Writer
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
-SATURATED = GuestSpec("vm", 16 * MIB, 2, (Writer("uniform", 10**11, 8 * MIB),))
+SATURATED = GuestSpec("vm", 16 * MIB, 2, (Writer("uniform", 10**12, 8 * MIB),))
 
 
 def sleep_for(share):
@@ -30,6 +30,11 @@ def wait_until(condition, seconds=10):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def once(condition):
+    """Another program may have the CPU for a while, which the next try makes up for."""
+    return any(condition() for _ in range(5))
 
 
 def shares(guest, seconds):
@@ -45,11 +50,15 @@ def test_a_vcpu_gets_its_share(share):
     with Guest.power_on(SATURATED) as guest:
         guest.throttle(sleep_for(share))
         time.sleep(0.05)
-        assert shares(guest, 0.8) == pytest.approx(share, abs=0.2 * min(1, 4 * share))
+        wanted = pytest.approx(share, abs=0.2 * min(1, 4 * share))
+        assert once(lambda: shares(guest, 0.8) == wanted)
         assert not guest.counters()["idle_ns"].any()
         guest.throttle(None)
-        time.sleep(0.05)
-        assert shares(guest, 0.1).tolist() == [1, 1]
+        guest.suspend()  # whoever sleeps for the throttle has ended that
+        guest.resume()
+        before = guest.counters()
+        wait_until(lambda: min(guest.counters()["run_ns"] - before["run_ns"]) > 50_000_000)
+        assert (guest.counters()["throttled_ns"] == before["throttled_ns"]).all()
 
 
 def test_one_vcpu_is_throttled_alone_and_a_sleeping_one_stops_at_once():
@@ -93,9 +102,9 @@ def cpu_share(pid, seconds):
 
 def test_a_process_gets_its_share_and_is_left_running(spinning):
     with DutyCycle([spinning], 0.2, period_ns=20_000_000) as cycle:
-        assert cpu_share(spinning, 1.0) < 0.4  # of a CPU that it shares
+        assert once(lambda: cpu_share(spinning, 1.0) < 0.4)  # of a CPU that it shares
         cycle.share = 0.02
-        assert cpu_share(spinning, 0.5) < 0.2
+        assert once(lambda: cpu_share(spinning, 0.5) < 0.2)
         wait_until(lambda: state(spinning) == "T")
         cycle.share = 1
         wait_until(lambda: state(spinning) == "R")
