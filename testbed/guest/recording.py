@@ -90,10 +90,10 @@ def record(guest: Guest, duration_ns: int, interval_ns: int) -> Replay:
         interval_ns: how far apart samples are; a page written twice in between counts once.
 
     Raises:
-        ValueError: the interval is not positive, or longer than the duration.
+        ValueError: the interval is not positive, longer than the duration, or too short for it.
         KernelError: the kernel refuses to track it.
     """
-    if not 0 < interval_ns <= duration_ns:
+    if not 0 < interval_ns <= duration_ns <= MOST_RANGES * interval_ns:
         raise ValueError(f"samples every {interval_ns} ns do not fit a recording of {duration_ns}")
     tracker = guest.tracker()
     tracker.install()
