@@ -4,7 +4,9 @@ Why no write is missed, although nothing is locked: a vCPU sets the byte after t
 the VMX clears the byte before it reads the page. Should the byte be set after the clearing,
 the next collection finds it. Should it have been set before, so had the page, as stores of
 one x86 core are seen in their order, and what is read after the clearing is the new page (the
-system call that sends it takes locks, which no later load passes). A page written and not yet
+system call that sends it takes locks, which no later load passes; a synthetic page's version
+is read by the VMX itself, thousands of instructions after the clearing: more than a core has
+under way). A page written and not yet
 marked is found once it is, and vCPUs stop between batches only: when all have stopped, every
 write is marked.
 """
