@@ -130,6 +130,7 @@ def format_byte_rate(rate_bytes_per_s: float) -> str:
 def format_duration(duration_ns: float) -> str:
     """Nanoseconds for people: `6.12 ms`."""
     for unit in ("s", "ms", "us"):
-        if abs(duration_ns) >= _NANOSECONDS[unit]:
-            return f"{duration_ns / _NANOSECONDS[unit]:.3g} {unit}"
+        number = duration_ns / _NANOSECONDS[unit]
+        if abs(number) >= 1:
+            return f"{number:.3g} {unit}" if abs(number) < 999.5 else f"{number:.0f} {unit}"
     return f"{duration_ns:.0f} ns"

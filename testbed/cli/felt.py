@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from testbed.report.felt import Felt
 
-DEFAULT_INTERVAL = "10ms"
+DEFAULT_INTERVAL, DEFAULT_LATE = "10ms", "100ms"
 LEAST_INTERVAL_NS, MOST_INTERVAL_NS = 10**6, 10**9
 AROUND_NS = 10**9
 """Felt for so long before a migration and after it, if it was asked for."""
@@ -24,35 +24,35 @@ FROM = click.option(
 )
 LATE = click.option(
     "--late",
-    default="100ms",
-    show_default=True,
     metavar="TIME",
-    help="A ping answered after this long is late; with --from.",
+    help="A ping answered after this long is late, 100ms if left out; with --from.",
 )
 
 
 def probe_request(
-    interval: str | None, client: str | None, late: str, *, around: bool = True
+    interval: str | None, client: str | None, late: str | None, *, around: bool = True
 ) -> dict[str, Any] | None:
     """What the supervisor is asked to feel, and how; None for `off`.
 
     Args:
         interval: as the user gave it; None: the default.
         client: from where.
-        late: when a ping is.
+        late: when a ping is; None: the default.
         around: also for a second before and after, where the user asked for anything.
 
     Raises:
-        InputError: a time that is none, or out of range.
+        InputError: a time that is none, or out of range, or means nothing beside the others.
     """
     from testbed.errors import InputError
 
+    if late is not None and client is None:
+        raise InputError(f"--late {late}: it is about pings; add --from CLIENT")
     if interval == "off":
         if client is not None:
             raise InputError(f"--probe off and --from {client}: give one of them only")
         return None
     interval_ns = _duration_ns("an interval", interval or DEFAULT_INTERVAL)
-    late_ns = _duration_ns("--late", late)
+    late_ns = _duration_ns("--late", late or DEFAULT_LATE)
     if not LEAST_INTERVAL_NS <= interval_ns <= MOST_INTERVAL_NS:
         raise InputError(f"an interval of {interval}: give 1ms to 1s, such as 10ms")
     if late_ns < LEAST_INTERVAL_NS:
@@ -83,7 +83,7 @@ def feel(
     for_time: str,
     interval: str,
     client: str | None,
-    late: str,
+    late: str | None,
     as_json: bool,
 ) -> None:
     """Feel for a VM for a time and print what was felt; Ctrl-C ends it early.

@@ -52,7 +52,7 @@ def migrate_command(
     switchover_goal: str,
     probe: str | None,
     client: str | None,
-    late: str,
+    late: str | None,
     verify: bool,
     results: Path,
     no_results: bool,

@@ -10,18 +10,14 @@ import click
 
 from testbed.cli.felt import DEFAULT_INTERVAL, FROM, LATE, feel
 from testbed.cli.measure import AS_JSON, LAB
+from testbed.cli.vm_words import FORMS, refuse_options, written
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from testbed.lab.lines import Message
-
-FORMS = {
-    "workload": "workload KIND [KEY=VALUE ...] [+ KIND ...]",
-    "throttle": "throttle 50%|off",
-    "record": "record --for 10s [--interval 100ms] FILE",
-    "feel": "feel [--for 10s] [--interval 10ms] [--from CLIENT]",
-}
 
 
 @click.command("vm")
@@ -37,31 +33,34 @@ FORMS = {
 @LATE
 @LAB
 @AS_JSON
+@click.pass_context
 def vm_command(
+    context: click.Context,
     vm: str,
     words: tuple[str, ...],
     duration: str | None,
     interval: str | None,
     client: str | None,
-    late: str,
+    late: str | None,
     lab: str | None,
     as_json: bool,
 ) -> None:
-    r"""Show VM NAME with its vCPUs and workloads, or tell it what to do.
+    """Show VM NAME with its vCPUs and workloads, or tell it what to do.
 
     \b
     testbed vm db01
     testbed vm db01 workload oltp commits=500 working_set=20% + web port=8080
     testbed vm db01 throttle 50%             (each vCPU gets half of its time; off: all)
-    testbed vm db01 record --for 10s db01.csv
+    testbed vm db01 record --for 10s db01.csv         (or until Ctrl-C)
     testbed vm db01 feel --for 10s --from client    (its operations, halts and pings meanwhile)
 
     Workloads have the keys of the topology file and are scaled as there. They hold until they are
     changed again, or until 'apply'; a migration takes them along. A recorded trace can be
     replayed: workload replay trace=db01.csv.
-    """
+    """  # noqa: D301  (click wants the character)
     from testbed.errors import InputError
 
+    refuse_options(context, vm, words[0] if words else None)
     match words:
         case ():
             _show(lab, vm, as_json)
@@ -82,8 +81,13 @@ def vm_command(
             raise InputError(f"vm {vm} {' '.join(words)}: write {' or '.join(wanted)}")
 
 
-def _ask(lab: str | None, command: str, message: Message) -> Message:
-    """Have the lab's supervisor do something about a VM."""
+def _ask(
+    lab: str | None,
+    command: str,
+    message: Message,
+    on_interrupt: Callable[[], None] | None = None,
+) -> Message:
+    """Have the lab's supervisor do something about a VM; `on_interrupt` as `client.request`."""
     from testbed.lab.client import request
     from testbed.lab.enter import running_lab
     from testbed.lab.privilege import require_root
@@ -95,7 +99,9 @@ def _ask(lab: str | None, command: str, message: Message) -> Message:
         if event["event"] == "waiting":
             click.echo("waiting: another change of this lab is under way", err=True)
 
-    return request(directory, {"command": command, **message}, on_event=heed)
+    return request(
+        directory, {"command": command, **message}, on_event=heed, on_interrupt=on_interrupt
+    )
 
 
 def _switch(lab: str | None, vm: str, words: tuple[str, ...], as_json: bool) -> None:
@@ -112,7 +118,7 @@ def _switch(lab: str | None, vm: str, words: tuple[str, ...], as_json: bool) -> 
     if vm not in names:
         raise InputError(f"there is no VM {vm!r}; there are: {', '.join(names) or 'none'}")
     try:
-        wanted = topology.with_workloads(standing, vm, _written(words)).vm(vm).workloads
+        wanted = topology.with_workloads(standing, vm, written(words)).vm(vm).workloads
     except TopologyError as error:
         told = (
             f"{one.where.removeprefix(f'vms.{vm}.')}: {one.message}; {one.remedy}"
@@ -122,37 +128,6 @@ def _switch(lab: str | None, vm: str, words: tuple[str, ...], as_json: bool) -> 
     message = {"vm": vm, "workloads": [to_json(one) for one in wanted]}
     said = _ask(lab, "workload", message)
     click.echo(json.dumps(said, indent=2) if as_json else f"{vm} does {said['workload']}")
-
-
-def _written(words: tuple[str, ...]) -> list[dict[str, Any]]:
-    """`oltp commits=500 + web` as the file would have it.
-
-    Raises:
-        InputError: a word is no KEY=VALUE.
-    """
-    from testbed.errors import InputError
-    from testbed.topology.tree import resolve_scalar
-
-    groups: list[list[str]] = [[]]
-    for word in words:
-        if word == "+":
-            groups.append([])
-        else:
-            groups[-1].append(word)
-    written = []
-    for group in groups:
-        if not group or "=" in group[0]:
-            raise InputError(f"workload {' '.join(words)}: write {FORMS['workload']}")
-        keys: dict[str, Any] = {"kind": group[0]}
-        for word in group[1:]:
-            key, equals, value = word.partition("=")
-            if not equals or key in keys:
-                what = "stands twice" if key in keys else "is not KEY=VALUE"
-                raise InputError(f"workload {group[0]}: {word!r} {what}; write it like port=8080")
-            # The file's trace stands in its directory, this one where the command is given.
-            keys[key] = str(Path(value).absolute()) if key == "trace" else resolve_scalar(value)
-        written.append(keys)
-    return written
 
 
 def _throttle(lab: str | None, vm: str, share: str) -> None:
@@ -175,6 +150,7 @@ def _throttle(lab: str | None, vm: str, share: str) -> None:
 def _record(lab: str | None, vm: str, file: Path, times: tuple[str, str]) -> None:
     from testbed.cli.reach import duration_ns
     from testbed.errors import InputError
+    from testbed.guest.recording import MOST_RANGES
     from testbed.guest.trace_file import render
     from testbed.guest.workloads import TraceRange
     from testbed.lab.enter import running_lab
@@ -183,9 +159,15 @@ def _record(lab: str | None, vm: str, file: Path, times: tuple[str, str]) -> Non
     duration, interval = duration_ns(times[0], "--for"), duration_ns(times[1], "--interval")
     if not 0 < interval <= duration:
         raise InputError(f"--interval {times[1]}: give more than nothing, and at most --for")
+    if duration // interval > MOST_RANGES:
+        raise InputError(
+            f"--for {times[0]} --interval {times[1]}: a trace has at most {MOST_RANGES} intervals;"
+            " make them longer, or record for a shorter time"
+        )
     if file.exists():
         raise InputError(f"{file} is there already; name a new file")
-    said = _ask(lab, "record", {"vm": vm, "duration_ns": duration, "interval_ns": interval})
+    message = {"vm": vm, "duration_ns": duration, "interval_ns": interval}
+    said = _ask(lab, "record", message, lambda: None)  # after Ctrl-C: what there is by then
     _, journal = running_lab(lab)
     factor = journal.topology().scale.denominator  # a file has nominal figures
     ranges = tuple(

@@ -17,7 +17,7 @@ from testbed.guest.specification import SMALL_PAGE_BYTES
 from testbed.guest.workloads import Replay, TraceRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -79,7 +79,14 @@ def _merged(pages: NDArray[np.int64], most: int) -> list[tuple[int, int, int]]:
     return [(first, last, dirty) for first, last, dirty in table.tolist()]
 
 
-def record(guest: Guest, duration_ns: int, interval_ns: int) -> Replay:
+def _wait(wait_s: float) -> bool:
+    time.sleep(wait_s)
+    return True
+
+
+def record(
+    guest: Guest, duration_ns: int, interval_ns: int, wait: Callable[[float], bool] = _wait
+) -> Replay:
     """Track a running guest's writes for a time.
 
     The guest's tracking is used: not to be called while a migration is under way.
@@ -88,6 +95,7 @@ def record(guest: Guest, duration_ns: int, interval_ns: int) -> Replay:
         guest: it runs on.
         duration_ns: for how long.
         interval_ns: how far apart samples are; a page written twice in between counts once.
+        wait: until the next sample, so many seconds; False ends the recording with that sample.
 
     Raises:
         ValueError: the interval is not positive, longer than the duration, or too short for it.
@@ -102,9 +110,11 @@ def record(guest: Guest, duration_ns: int, interval_ns: int) -> Replay:
         samples = []
         for number in range(1, duration_ns // interval_ns + 1):
             wait_ns = began_ns + number * interval_ns - time.monotonic_ns()
-            time.sleep(max(wait_ns, 0) / 1e9)
+            go_on = wait(max(wait_ns, 0) / 1e9)
             at_ns = time.monotonic_ns()  # before: what is written meanwhile is the next one's
             samples.append(Sample(at_ns, tracker.collect()))
+            if not go_on:
+                break
     finally:
         tracker.remove()
     most = max(1, MOST_RANGES // len(samples))

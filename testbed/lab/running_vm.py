@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -66,6 +67,17 @@ class RunningVM:
                 f" 'testbed up {topology_file}' powers it on afresh"
             )
 
+    def require_unrecorded(self, attempt: str) -> None:
+        """See that it is not being recorded, which keeps its VMX and its dirty tracking busy.
+
+        Raises:
+            LabError: it is.
+        """
+        if self.recording:
+            raise LabError(
+                f"{attempt}: {self.step.vm} is being recorded; wait for that, or end it with Ctrl-C"
+            )
+
     async def end(self) -> None:
         """End its processes, and see them gone."""
         if self.nic is not None:
@@ -95,14 +107,18 @@ class RunningVM:
         await self.channel.call(message, ANSWER_DEADLINE_S)
         self.sleep_ns_per_ms = sleep_ns_per_ms
 
-    async def record(self, duration_ns: int, interval_ns: int) -> Message:
-        """Track its writes for a time; the trace as JSON.
+    async def record(self, duration_ns: int, interval_ns: int, gone: asyncio.Event) -> Message:
+        """Track its writes for a time, or until `gone` is set; the trace as JSON.
 
         Raises:
-            LabError: it is being recorded already, or its writes can't be tracked.
+            LabError: its writes can't be tracked.
         """
-        if self.recording:
-            raise LabError(f"record {self.step.vm}: it is being recorded already; wait for that")
+
+        async def cancel_when_gone() -> None:
+            await gone.wait()
+            self.channel.tell({"command": "cancel"})
+
+        cancelling = asyncio.create_task(cancel_when_gone())
         self.recording = True
         try:
             return await self.channel.call(
@@ -111,6 +127,7 @@ class RunningVM:
             )
         finally:
             self.recording = False
+            cancelling.cancel()
 
     # -- its NIC --------------------------------------------------------------------------
 
@@ -146,10 +163,10 @@ class RunningVM:
             await nic.attach(self.channel.pid, self.nic_line, self.step.vcpus)
             await self.channel.call({"command": "attach_nic"}, ANSWER_DEADLINE_S)
             self.nic = nic
-            nic.watch(self._let_go_of_nic)
+            nic.watch(self.let_go_of_nic)
             undo.pop_all()
 
-    async def _let_go_of_nic(self) -> None:
+    async def let_go_of_nic(self) -> None:
         """It has ended by itself: the guest must not wait for it when it is to stop."""
         if self.channel.trouble is None:
             with suppress(LabError):

@@ -102,8 +102,8 @@ class Supervisor:
             "wires": estate.wire_reading,
             "vm": lambda: vm_commands.vm_status(estate, request),
             "workload": lambda: self._alone(vm_commands.switch(estate, request), emit),
-            "throttle": lambda: vm_commands.throttle(estate, request),
-            "record": lambda: vm_commands.record(estate, request),
+            "throttle": lambda: self._alone(vm_commands.throttle(estate, request), emit),
+            "record": lambda: vm_commands.record(estate, request, gone),
             "migrate": lambda: self._alone(migrate(estate, request, emit, gone), emit),
             "feel": lambda: feel(estate, request, gone),
         }

@@ -12,6 +12,8 @@ from testbed.lab.workload_change import changed_workloads
 from testbed.plan.plan import Plan
 
 if TYPE_CHECKING:
+    import asyncio
+
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
     from testbed.lab.running_vm import RunningVM
@@ -31,9 +33,10 @@ async def switch(estate: Estate, request: Message) -> Message:
 
     Raises:
         InputError: there is no such VM.
-        LabError: the VM has failed, or can't do that and goes on as it was.
+        LabError: the VM has failed or is being recorded, or can't do that and goes on as it was.
     """
     vm = _sound(estate, request, "switch its workloads")
+    vm.require_unrecorded("switch its workloads")
     name = vm.step.vm
     async with estate.describing:
         wanted = replace(vm.step, workloads=tuple(map(from_json, request["workloads"])))
@@ -53,14 +56,16 @@ async def throttle(estate: Estate, request: Message) -> Message:
 
     Raises:
         InputError: there is no such VM.
-        LabError: the VM has failed.
+        LabError: the VM has failed or is being recorded.
     """
-    await _sound(estate, request, "throttle it").throttle(request["sleep_ns_per_ms"])
+    vm = _sound(estate, request, "throttle it")
+    vm.require_unrecorded("throttle it")
+    await vm.throttle(request["sleep_ns_per_ms"])
     return {}
 
 
-async def record(estate: Estate, request: Message) -> Message:
-    """Record what a VM writes, as the ranges of a trace.
+async def record(estate: Estate, request: Message, gone: asyncio.Event) -> Message:
+    """Record what a VM writes, as the ranges of a trace, until `gone` is set at most.
 
     Raises:
         InputError: there is no such VM.
@@ -69,7 +74,8 @@ async def record(estate: Estate, request: Message) -> Message:
     vm = _sound(estate, request, "record it")
     if vm.migrating:
         raise LabError(f"record {vm.step.vm}: it is being migrated, which tracks its writes; wait")
-    return await vm.record(request["duration_ns"], request["interval_ns"])
+    vm.require_unrecorded("record it")
+    return await vm.record(request["duration_ns"], request["interval_ns"], gone)
 
 
 def _find(estate: Estate, request: Message) -> RunningVM:

@@ -89,6 +89,7 @@ def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, H
         raise InputError(f"there is no host {to!r}; there are: {', '.join(sorted(hosts))}")
     running = estate.vms[name]
     running.require_sound("migrate it", estate.journal.topology_file)
+    running.require_unrecorded("migrate it")
     vm = estate.topology.vm(name)
     where = {other: v.step.host for other, v in estate.vms.items()}
     reasons = reasons_against(estate.topology, where, vm, hosts[to])
@@ -174,8 +175,8 @@ class _Move:
         running.nic_line = self.nic_line
         follow(self.estate, self.vm.name, (arriving.pid, memory_fd))
         await leaving.end()
-        if running.sleep_ns_per_ms:  # that of the old host's vCPUs; the new ones don't know of it
-            await running.throttle(running.sleep_ns_per_ms)
+        if running.silent:  # it ended while it served both: nobody has told the new guest
+            await running.let_go_of_nic()
 
     def _memory(self) -> tuple[int, int]:
         """The guest's at the source: process and descriptor."""
@@ -206,6 +207,7 @@ class _Move:
         nic = self.running.nic if self.running.nic and not self.running.nic.trouble else None
         there: Message = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
         there["has_nic"] = nic is not None
+        there["sleep_ns_per_ms"] = self.running.sleep_ns_per_ms
         here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
         async with leaving.conversation:
             self.running.migrating = True

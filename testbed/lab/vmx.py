@@ -157,7 +157,8 @@ class _Vmx:
         return {}
 
     def _record(self, message: Message) -> Message:
-        trace = record(self._need_guest(), message["duration_ns"], message["interval_ns"])
+        times = message["duration_ns"], message["interval_ns"]
+        trace = record(self._need_guest(), *times, self._wait_unless_cancelled)
         return {"ranges": [asdict(one) for one in trace.ranges]}
 
     def _attach_nic(self, _: Message) -> Message:
@@ -191,6 +192,11 @@ class _Vmx:
         message = self._control.receive(timeout_s=0)
         return message is not None and message.get("command") == "cancel"
 
+    def _wait_unless_cancelled(self, wait_s: float) -> bool:
+        if not self._control.pending():
+            select.select([self._control], [], [], wait_s)
+        return not self._cancelled()
+
     def _take_back(self, message: Message) -> Message:
         with self._plug(message) as plug:
             source.take_back(self._need_guest(), source.SourceHooks(uncut=plug.open_and_announce))
@@ -204,6 +210,7 @@ class _Vmx:
         ):
             if message["has_nic"]:
                 prepared.guest.attach_nic()
+            prepared.guest.throttle(message["sleep_ns_per_ms"])
             self._say({"event": "listening", **_places(prepared.guest)})
             hooks = destination.DestinationHooks(
                 hold=partial(self._hold, prepared), open=plug.open_and_announce

@@ -155,8 +155,6 @@ def _input(result: MigrationResult) -> list[str]:
         ("Switchover goal", format_duration(result.switchover_goal_ns)),
         ("Kernel", result.kernel),
     ]
-    if result.engine is not None:
-        rows.append(("Dirty tracking", result.engine.tracking))
     rows += sorted(result.mechanisms.items())
     return [
         "<h2>Input and mechanisms</h2>",

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -92,11 +93,16 @@ def test_workloads_are_switched_recorded_and_taken_along(lab: Path, tmp_path: Pa
     switched = now("db01")
     assert switched["counters"]["vcpu_pids"] == before["counters"]["vcpu_pids"]
     assert switched["counters"]["vcpus"][0]["throttled_ns"] > 0
-    tell("db01", "throttle", "off")
     tell("db01", "workload", "replay", f"trace={trace}", "repeat=on", "+", "echo")
     trace.unlink()  # what it says is known to the lab
     run("migrate", "db01", "--to", "esx02", "--lab", LAB, "--no-results")
-    replay, echoes = now("db01")["workloads"]
+    moved = now("db01")
+    assert moved["throttle_sleep_ns_per_ms"] == 4_000_000
+    throttled_ns = moved["counters"]["vcpus"][0]["throttled_ns"]
+    # The new host's vCPUs are throttled as well.
+    assert wait_for(lambda: now("db01")["counters"]["vcpus"][0]["throttled_ns"] > throttled_ns)
+    tell("db01", "throttle", "off")
+    replay, echoes = moved["workloads"]
     assert (replay["kind"], replay["file"], replay["repeat"]) == ("replay", "one.csv", True)
     assert echoes["kind"] == "echo"
     # `apply` goes back to the file; the VM keeps running, where it is.
@@ -106,6 +112,26 @@ def test_workloads_are_switched_recorded_and_taken_along(lab: Path, tmp_path: Pa
     assert after["host"] == "esx02"
     assert data.exists()
     assert after["counters"]["resumes"] > 1  # the same guest, not another one
+
+
+def test_a_recording_keeps_others_out_until_it_is_ended(lab: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "cut.csv"
+    words = ("vm", "db01", "--lab", LAB, "record", "--for", "3600s", "--interval", "1s", str(trace))
+    command = [sys.executable, "-m", "testbed", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as recording:
+        try:
+            assert wait_for(lambda: now("db01")["counters"] is None)
+            assert "is being recorded" in tell("db01", "throttle", "50%", check=False)
+            assert "is being recorded" in tell("db01", "workload", "idle", check=False)
+            refused = run("migrate", "db01", "--to", "esx02", "--lab", LAB, check=False)
+            assert "is being recorded" in refused.stderr
+            recording.send_signal(signal.SIGINT)
+            _, told = recording.communicate(timeout=60)
+        finally:
+            recording.kill()
+    assert (recording.returncode, told) == (0, "")
+    assert trace.exists()
+    tell("db01", "throttle", "50%")
 
 
 def test_connections_survive_a_move_and_a_dead_process_is_told_of(lab: Path) -> None:
@@ -137,11 +163,10 @@ def test_connections_survive_a_move_and_a_dead_process_is_told_of(lab: Path) -> 
     # A dead NIC process is trouble of the VM, a dead vCPU is its end.
     nic_pid = now("web01")["nic_pid"]
     os.kill(nic_pid, signal.SIGKILL)
-    found = wait_for(lambda: now("web01")["trouble"] is not None)
-    assert found
-    web01 = now("web01")
-    assert web01["state"] == "running"
-    assert "nobody answers" in web01["trouble"]
+    assert wait_for(lambda: now("web01")["trouble"] is not None)
+    silent = now("web01")
+    assert silent["state"] == "running"
+    assert "nobody answers" in silent["trouble"]
     assert status(LAB)["state"] == "degraded"
     # It still moves, and doesn't wait for a NIC that isn't there.
     run("migrate", "web01", "--to", "esx02", "--lab", LAB, "--no-results")

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
 from testbed import topology as topologies
-from testbed.cli.vm import _written
+from testbed.cli.main import cli
+from testbed.cli.vm_words import written as written_words
 from testbed.errors import InputError, KernelError
 from testbed.guest.iometer_file import iometer_path
 from testbed.guest.specification import GuestSpec
@@ -71,7 +73,7 @@ def test_a_topology_with_what_its_vms_were_switched_to() -> None:
 
 def test_workloads_of_the_command_line_are_those_of_the_file() -> None:
     words = ("oltp", "commits=500", "working_set=20%", "+", "web", "port=8080", "+", "ping")
-    assert _written(words) == [
+    assert written_words(words) == [
         {"kind": "oltp", "commits": 500, "working_set": "20%"},
         {"kind": "web", "port": 8080},
         {"kind": "ping"},
@@ -83,4 +85,27 @@ def test_workloads_of_the_command_line_are_those_of_the_file() -> None:
 )
 def test_words_that_say_no_workload_are_refused(words: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="write"):
-        _written(words)
+        written_words(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (("--from", "client"), "--from means nothing here"),
+        (("workload", "idle", "--for", "3s"), "--for means nothing here"),
+        (("throttle", "50%", "--interval", "10ms"), "--interval means nothing here"),
+        (("throttle", "50%", "--json"), "--json means nothing here"),
+        (("record", "--for", "1s", "--late", "9ms", "a.csv"), "--late means nothing here"),
+        (("record", "--for", "1000s", "--interval", "10ms", "a.csv"), "at most 8000 intervals"),
+        (("feel", "--late", "9ms"), "add --from"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(words: tuple[str, ...], refused: str) -> None:
+    done = CliRunner().invoke(cli, ["vm", "db01", *words])
+    assert isinstance(done.exception, InputError)
+    assert refused in str(done.exception)
+
+
+def test_the_help_of_vm_keeps_its_examples_on_lines_of_their_own() -> None:
+    shown = CliRunner().invoke(cli, ["vm", "--help"]).output.splitlines()
+    assert "  testbed vm db01" in shown

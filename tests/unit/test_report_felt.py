@@ -211,24 +211,25 @@ def test_too_many_points_keep_the_worst() -> None:
 @pytest.mark.parametrize(
     ("interval", "client", "late", "cause"),
     [
-        ("900us", None, "100ms", "1ms to 1s"),
-        ("2s", None, "100ms", "1ms to 1s"),
-        ("soon", None, "100ms", "not a duration"),
+        ("900us", None, None, "1ms to 1s"),
+        ("2s", None, None, "1ms to 1s"),
+        ("soon", None, None, "not a duration"),
         ("10ms", "client", "0ms", "1ms or more"),
         ("off", "client", "100ms", "one of them only"),
+        ("10ms", None, "50ms", "add --from"),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused(
-    interval: str, client: str | None, late: str, cause: str
+    interval: str, client: str | None, late: str | None, cause: str
 ) -> None:
     with pytest.raises(InputError, match=cause):
         probe_request(interval, client, late)
 
 
 def test_only_who_asks_for_a_probe_waits_for_it() -> None:
-    silent = probe_request(None, None, "100ms")
-    asked = probe_request("1ms", None, "100ms")
-    assert probe_request("off", None, "100ms") is None
+    silent = probe_request(None, None, None)
+    asked = probe_request("1ms", None, None)
+    assert probe_request("off", None, None) is None
     assert silent is not None
     assert asked is not None
     assert (silent["interval_ns"], silent["around_ns"]) == (10 * MS, 0)

@@ -102,6 +102,8 @@ def test_whole_bytes_survive_the_way_through_text(size_bytes: int) -> None:
         (units.format_byte_rate(4e8), "400 MB/s"),
         (units.format_duration(6_120_000), "6.12 ms"),
         (units.format_duration(12), "12 ns"),
+        (units.format_duration(999_700), "1000 us"),
+        (units.format_duration(1500 * 10**9), "1500 s"),
     ],
 )
 def test_quantities_read_well(text: str, expected: str) -> None:
