@@ -83,7 +83,7 @@ def _against_running(found: Topology) -> Difference | None:
 def _show_difference(change: Difference, as_json: bool) -> None:
     from testbed.plan.difference import powered_off
     from testbed.plan.plan import step_to_json
-    from testbed.plan.text import describe, describe_undo
+    from testbed.plan.text import describe, describe_altered, describe_undo
 
     if as_json:
         data = {
@@ -96,7 +96,7 @@ def _show_difference(change: Difference, as_json: bool) -> None:
     for step in change.undo:
         click.echo(f"- {describe_undo(step)}")
     for _, new in change.alter:
-        click.echo(f"~ {describe(new)}")
+        click.echo(f"~ {describe_altered(new)}")
     for step in change.do:
         click.echo(f"+ {describe(step)}")
     for vm in powered_off(change):

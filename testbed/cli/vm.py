@@ -155,6 +155,7 @@ def _record(lab: str | None, vm: str, file: Path, times: tuple[str, str]) -> Non
     from testbed.guest.workloads import TraceRange
     from testbed.lab.enter import running_lab
     from testbed.report.files import write_new
+    from testbed.units import format_duration
 
     duration, interval = duration_ns(times[0], "--for"), duration_ns(times[1], "--interval")
     if not 0 < interval <= duration:
@@ -183,7 +184,8 @@ def _record(lab: str | None, vm: str, file: Path, times: tuple[str, str]) -> Non
     if not ranges:
         click.echo(f"{vm} wrote nothing in {times[0]}; no trace is written", err=True)
         return
-    text = render(ranges, f"{vm} of lab {journal.plan.lab}, {times[0]}, every {times[1]}")
+    length = format_duration(ranges[-1].until_ns)  # shorter than asked for, after Ctrl-C
+    text = render(ranges, f"{vm} of lab {journal.plan.lab}, {length}, every {times[1]}")
     stored = write_new(file.parent, file.stem, file.suffix, text)
     click.echo(f"{stored}: {len(ranges)} ranges")
 

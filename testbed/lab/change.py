@@ -15,7 +15,7 @@ from testbed.plan.difference import Difference, difference, powered_off
 from testbed.plan.plan import Plan, kernel_steps, lab_steps
 from testbed.plan.policies import DelayLine
 from testbed.plan.steps import Address, LabStep, Netns, PowerOn
-from testbed.plan.text import describe, describe_undo
+from testbed.plan.text import describe, describe_altered, describe_undo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +104,7 @@ async def _apply(estate: Estate, request: Message) -> Message:
     estate.written = topology
     return {
         "undone": [describe_undo(step) for step in change.undo],
-        "altered": [describe(step) for _, step in change.alter],
+        "altered": [describe_altered(step) for _, step in change.alter],
         "done": [describe(step) for step in change.do],
         "properties": same_but_for_text(topology, before) is False,
         "notes": [

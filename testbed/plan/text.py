@@ -26,6 +26,13 @@ def describe_undo(step: Step) -> str:
     return f"power off {step.vm} on {step.host}" if isinstance(step, PowerOn) else describe(step)
 
 
+def describe_altered(step: Step) -> str:
+    """What a step that is altered in place is then; a VM that runs on only does something else."""
+    if isinstance(step, PowerOn):
+        return f"{step.vm} on {step.host} does {describe_workloads(step.workloads)}"
+    return describe(step)
+
+
 def describe(step: Step) -> str:  # noqa: PLR0911  (one line for each kind of step)
     """What the step makes: `veth vmnic0 in tb.lab.esx01 <-> esx01-vmnic0 in tb.lab.tor-a`."""
     match step:

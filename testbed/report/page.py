@@ -155,6 +155,9 @@ def _input(result: MigrationResult) -> list[str]:
         ("Switchover goal", format_duration(result.switchover_goal_ns)),
         ("Kernel", result.kernel),
     ]
+    if result.scale_divisor != 1:
+        k = result.scale_divisor
+        rows.append(("Scale", f"1/{k}: nominal sizes and rates of the guest are {k} times these"))
     rows += sorted(result.mechanisms.items())
     return [
         "<h2>Input and mechanisms</h2>",

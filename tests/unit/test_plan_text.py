@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from testbed.guest.workloads import Ping
 from testbed.plan import stages
 from testbed.plan.policies import Chain, Delay, DelayLine, Netem, Offloads, Shape, TrafficClass
 from testbed.plan.policy_text import describe_stage
 from testbed.plan.stages import Carry, Classify, Lose, MarkRule, Queue, Tag, Team, Untag
-from testbed.plan.steps import End, Veth
-from testbed.plan.text import describe
+from testbed.plan.steps import End, PowerOn, Veth
+from testbed.plan.text import describe, describe_altered
 
 CLASSES = (
     TrafficClass(0x10, "vmotion", 25 * 10**6, 75 * 10**6, 163840, 65536),
@@ -80,3 +81,9 @@ def test_a_step_in_one_line(step, text):
 )
 def test_a_stage_in_a_few_words(stage, text):
     assert describe_stage(stage) == text
+
+
+def test_a_vm_with_other_workloads_is_not_said_to_be_powered_on() -> None:
+    step = PowerOn("db01", "n", "esx01", "m", "shared01", 1 << 20, 1, 7, (Ping(),))
+    assert describe(step).startswith("power on db01 on esx01")
+    assert describe_altered(step) == "db01 on esx01 does ping"

@@ -138,6 +138,7 @@ def test_a_scaled_lab_shows_the_nominal_figures_beside() -> None:
     text = page.render(replace(RESULT, scale_divisor=10))
     assert "1 GiB (nominal 10 GiB)" in text
     assert "8.59 Gbit/s (nominal 85.9 Gbit/s)" in text
+    assert "10 times these" in text
 
 
 class Outline(HTMLParser):
