@@ -283,7 +283,12 @@ class Net:
         return request(self.directory, message, timeout_s=30)
 
     def apply(self, text: str) -> dict[str, Any]:
-        message = {"command": "apply", "topology_file": "changed.yaml", "topology_text": text}
+        message = {
+            "command": "apply",
+            "topology_file": "changed.yaml",
+            "topology_text": text,
+            "traces": {},
+        }
         return request(self.directory, message, timeout_s=60)
 
     def migrate(
