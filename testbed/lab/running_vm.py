@@ -192,16 +192,15 @@ class RunningVM:
             "resident_bytes": step.resident_bytes,
             "affinity": list(step.affinity),
             "throttle_sleep_ns_per_ms": self.sleep_ns_per_ms,
-            "workload": describe_workloads(step.workloads),
-            "workloads": [
-                to_json(one) | {"text": describe_workload(one)} for one in step.workloads
-            ],
             "counters": None,
         }
-        for one in status["workloads"]:
-            one.pop("ranges", None)  # of a trace: as many as there are
         if self.state == "running" and not self.recording:
             await self._count(status, whole=whole)
+        workloads = self.step.workloads  # those counted: they may have been switched meanwhile
+        status["workload"] = describe_workloads(workloads)
+        status["workloads"] = [to_json(one) | {"text": describe_workload(one)} for one in workloads]
+        for one in status["workloads"]:
+            one.pop("ranges", None)  # of a trace: as many as there are
         if status["trouble"] is None and self.nic is not None:
             status["trouble"] = self.nic.trouble
         return status
