@@ -9,7 +9,7 @@ from _row import Row, row
 
 from testbed.guest.machine import Guest
 from testbed.guest.specification import LARGE_PAGE_BYTES, GuestSpec
-from testbed.guest.tracing import TraceMode, TraceReport
+from testbed.guest.trace import TraceMode, TraceReport
 
 _RUNS = 3
 _SIZES_GB = (1, 4)

@@ -36,6 +36,12 @@ RESULTS = "testbed-results"
 )
 @FROM
 @LATE
+@click.option(
+    "--trace",
+    metavar="MODE",
+    help="Lay page tracing over the guest as ESX does, and tell what it cost: stop-based (before "
+    "vSphere 7) or loose, with /4KiB, /2MiB or /1GiB. If left out, no vCPU is stopped for it.",
+)
 @click.option("--verify", is_flag=True, help="Compare both memories page by page before resuming.")
 @click.option(
     "--results",
@@ -53,6 +59,7 @@ def migrate_command(
     probe: str | None,
     client: str | None,
     late: str | None,
+    trace: str | None,
     verify: bool,
     results: Path,
     no_results: bool,
@@ -79,6 +86,7 @@ def migrate_command(
     if goal_ns == 0:
         raise InputError("--switchover-goal: a stun of no time at all can't be; give 1ms or more")
     asked = probe_request(probe, client, late)
+    mode = _trace_mode(trace)
     require_root(f"migrate {vm} --to {to}")
     directory, _ = running_lab(lab)
     if not no_results:
@@ -106,6 +114,7 @@ def migrate_command(
                 "switchover_goal_ns": goal_ns,
                 "verify": verify,
                 "probe": asked,
+                "trace": mode,
                 "command_line": " ".join(["testbed", *sys.argv[1:]]),
             },
             on_event=heed,
@@ -119,6 +128,23 @@ def migrate_command(
         sys.exit(130)
     if not succeeded(result):
         sys.exit(1)
+
+
+def _trace_mode(text: str | None) -> dict[str, str] | None:
+    """`--trace` as the supervisor takes it.
+
+    Raises:
+        InputError: there is no such mode.
+    """
+    from dataclasses import asdict
+
+    from testbed.errors import InputError
+    from testbed.guest.trace import parse_mode
+
+    try:
+        return None if text is None else asdict(parse_mode(text))
+    except ValueError as error:
+        raise InputError(f"--trace: {error}") from error
 
 
 def _update(event: dict[str, Any]) -> Update:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from testbed.guest.bytemap import Bytemap
     from testbed.guest.specification import GuestSpec
-    from testbed.guest.tracing import TraceMode
+    from testbed.guest.trace import TraceMode
     from testbed.guest.tracking import DirtyTracker, TrackingName
     from testbed.guest.workloads import Workload
 
@@ -261,9 +261,9 @@ class Guest:
         return self._vcpus.dead()
 
     @overload
-    def tracker(self, mode: None = None) -> DirtyTracker: ...
-    @overload
     def tracker(self, mode: TraceMode) -> TracedTracker: ...
+    @overload
+    def tracker(self, mode: TraceMode | None = None) -> DirtyTracker: ...
     def tracker(self, mode: TraceMode | None = None) -> DirtyTracker:
         """Dirty tracking of this guest, not yet installed; in a mode it reports what it costs.
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from testbed.guest.bytemap import BytemapTracker
 from testbed.guest.memory import PAGE_BYTES
 from testbed.guest.pagemap import mark
 from testbed.guest.specification import LARGE_PAGE_BYTES
+from testbed.guest.trace import TraceReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,53 +29,12 @@ if TYPE_CHECKING:
     from testbed.guest.memory import Memory
     from testbed.guest.pagemap import PagemapTracker
     from testbed.guest.specification import GuestSpec
+    from testbed.guest.trace import Granularity, TraceMode
 
-Granularity: TypeAlias = Literal["4KiB", "2MiB", "1GiB"]
 CHUNK_BYTES = 32 << 20
 """What a vCPU is claimed for at a time: 0.3 ms of protecting, as long as one step of its own."""
 _ENTRIES = 512  # of a page table
 _GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class TraceMode:
-    """Who stands still meanwhile, and how much memory one operation protects.
-
-    At 1 GiB, which only ESX has, a region is broken down to 2 MiB and 4 KiB as pages of it fire.
-    The tracking is then real at the finest grain that the memory has, its operations are
-    counted as 1 GiB protection would have done them, and their time is modelled.
-    """
-
-    stop: Literal["stop-based", "loose"]
-    granularity: Granularity
-
-
-@dataclass(frozen=True, slots=True)
-class TraceReport:
-    """What tracing did until now, in all vCPUs' page tables together.
-
-    `operations` are the page table entries protected by the install, by what one maps;
-    `broken_down` the tables that page fires made of one such entry, by what theirs map.
-    `measured_install_ns` is the install that was done, `protect_ns` the part of it in which
-    the kernel protected, `cost_ns` that per entry. `install_ns` is the same as measured, or, if
-    `modelled`, operations x `cost_ns`; `break_down_ns` is modelled always, 512 entries a table.
-    `page_fires` are first writes to protected pages. `stopped_ns` says how long each vCPU stood
-    still, from being told to stop until it ran again, measured; `longest_stop_ns` at a time.
-    """
-
-    mode: TraceMode
-    mechanism: str
-    modelled: bool
-    install_ns: int
-    measured_install_ns: int
-    protect_ns: int
-    cost_ns: float
-    operations: dict[Granularity, int]
-    broken_down: dict[Granularity, int]
-    break_down_ns: int
-    page_fires: int
-    stopped_ns: tuple[int, ...]
-    longest_stop_ns: int
 
 
 class Traced(Protocol):

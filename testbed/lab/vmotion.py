@@ -192,6 +192,7 @@ class _Move:
             "port": PORT,
             "switchover_goal_ns": self.request["switchover_goal_ns"],
             "verify": self.request["verify"],
+            "trace": self.request.get("trace"),
         }
 
     def _nics(self) -> list[tuple[str, str | None]]:

@@ -12,6 +12,7 @@ from testbed.errors import LabError, TestbedError
 from testbed.guest.machine import Guest
 from testbed.guest.recording import record
 from testbed.guest.specification import GuestSpec
+from testbed.guest.trace import TraceMode
 from testbed.guest.workloads import from_json
 from testbed.kernel import netns
 from testbed.lab import disk
@@ -236,7 +237,12 @@ def _places(guest: Guest) -> Message:
 
 
 def _migration_spec(fields: dict[str, Any]) -> MigrationSpec:
+    trace = fields["trace"]
     return MigrationSpec(
         **fields
-        | {"secret": bytes.fromhex(fields["secret"]), "guest": GuestSpec.from_json(fields["guest"])}
+        | {
+            "secret": bytes.fromhex(fields["secret"]),
+            "guest": GuestSpec.from_json(fields["guest"]),
+            "trace": trace and TraceMode(**trace),
+        }
     )

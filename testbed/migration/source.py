@@ -11,6 +11,7 @@ import numpy as np
 
 from testbed.errors import TestbedError
 from testbed.guest.backing import check_movable, told
+from testbed.guest.tracing import TracedTracker
 from testbed.migration.convergence import decide
 from testbed.migration.observation import Observation, Progress
 from testbed.migration.pauses import no_garbage_collection
@@ -45,11 +46,7 @@ _SAMPLE_NS = 25_000_000
 __all__ = ["Progress", "SourceHooks", "migrate", "take_back"]
 
 
-def _nothing() -> None:
-    pass
-
-
-def _no_progress(_: Progress) -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -67,7 +64,7 @@ class SourceHooks:
 
     cut: Callable[[], None] = _nothing
     uncut: Callable[[], None] = _nothing
-    progress: Callable[[Progress], None] = _no_progress
+    progress: Callable[[Progress], None] = _nothing
     cancelled: Callable[[], bool] = _never
 
 
@@ -131,6 +128,7 @@ class _Source:
         self._stream: Stream
         self._sender: Sender
         self._tracker: DirtyTracker
+        self._traced: TracedTracker | None = None
         self._prepare_ns = 0
 
     def failure(self, cause: str) -> MigrationFailed:
@@ -169,9 +167,10 @@ class _Source:
         undo.push(self._say_why)
 
         self._phase = enter(self._phase, Phase.TRACE)
-        self._tracker = self._guest.tracker()
-        self._tracker.install()
-        undo.callback(self._tracker.remove)
+        self._tracker = tracker = self._guest.tracker(spec.trace)
+        self._traced = tracker if isinstance(tracker, TracedTracker) else None
+        tracker.install()
+        undo.callback(tracker.remove)
 
         self._phase = enter(self._phase, Phase.PRECOPY)
         self._prepare_ns = time.monotonic_ns() - self._started_ns
@@ -269,6 +268,7 @@ class _Source:
             tracking=told(self._guest.spec, self._guest.tracking),
             source_cpu_ns=time.process_time_ns() - self._cpu_ns,
             destination_cpu_ns=0,
+            trace=self._traced.report() if self._traced else None,
         )
 
     def _hand_over(self) -> Resumed:

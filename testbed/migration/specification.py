@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from testbed.guest.specification import GuestSpec
+    from testbed.guest.trace import TraceMode
 
 PORT = 8000  # vMotion's (vmotion-facts.md, section 6)
 
@@ -20,7 +21,8 @@ class MigrationSpec:
     an adapter. Defaults are vMotion's: switchover goal 500 ms (facts row 44), least ratio of
     transmit to dirty rate 130 % and timeout 20 s (facts section 6). `max_iterations` ends
     what the ratio lets through: 1.3 to the 40th is four orders of magnitude. `verify` holds the
-    guest at the destination, for at most `hold_timeout_ns`, while memories are compared.
+    guest at the destination, for at most `hold_timeout_ns`, while memories are compared. `trace`
+    is how page tracing is laid over the guest (facts rows 34-36); None: without stopping a vCPU.
     """
 
     migration_id: int
@@ -39,6 +41,7 @@ class MigrationSpec:
     timeout_ns: int = 20_000_000_000
     verify: bool = False
     hold_timeout_ns: int = 300_000_000_000
+    trace: TraceMode | None = None
 
     def __post_init__(self) -> None:
         if len(self.secret) != 32:

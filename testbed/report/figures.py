@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from testbed.guest.trace import describe_mode
 from testbed.report.felt import in_short
 from testbed.units import format_byte_rate, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
+    from testbed.guest.trace import TraceReport
     from testbed.report.result import EngineReport, Iteration, MigrationResult, WireReport
 
 COLUMNS = ("Phase", "Pages", "Size", "Duration", "Throughput", "Dirty pages", "Dirty rate")
@@ -199,6 +201,7 @@ def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figur
             held if engine.guest_gap_ns is None else format_duration(engine.guest_gap_ns),
             "the guest's own heartbeat: last at the source to first at the destination",
         ),
+        *_trace_figures(engine.trace),
         Figure(
             "Throughput while copying",
             nominal(result, copied, format_rate(copied), "rate"),
@@ -229,3 +232,29 @@ def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figur
         )
     )
     return found
+
+
+def _trace_figures(trace: TraceReport | None) -> list[Figure]:
+    """What page tracing cost the guest, if that was asked for."""
+    if trace is None:
+        return []
+    install = format_duration(trace.install_ns) + (", modelled" if trace.modelled else "")
+    operations = ", ".join(f"{count:,} of {size}" for size, count in trace.operations.items())
+    broken = "".join(
+        f", broken down to {size}: {count:,} times" for size, count in trace.broken_down.items()
+    )
+    return [
+        Figure(
+            "Page tracing",
+            f"{describe_mode(trace.mode)} by {trace.mechanism}, installed in {install}; "
+            f"{operations or 'no'} operations{broken}; {trace.page_fires:,} page fires",
+            f"counted over the page tables of all vCPUs; the install that was done took "
+            f"{format_duration(trace.measured_install_ns)}",
+        ),
+        Figure(
+            "Longest stop for tracing",
+            format_duration(trace.longest_stop_ns),
+            "of any vCPU, from being told to stop until it ran again; each vCPU in all: "
+            + (", ".join(format_duration(ns) for ns in trace.stopped_ns)),
+        ),
+    ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from testbed.report.felt import Felt  # noqa: TC001 - the store reads the types
+from testbed.guest.trace import TraceReport  # noqa: TC001 - the store reads the types
+from testbed.report.felt import Felt  # noqa: TC001
 
 SCHEMA_VERSION = 2
 
@@ -90,6 +91,7 @@ class EngineReport:
     heartbeat at the source and its first at the destination; None likewise.
     `prepare_ns` is what passed before the first page was sent: the destination populates the
     guest's memory then. CPU times are of the two VMX processes, from the connection on.
+    `trace` says what page tracing cost the guest, if it was asked for in a mode.
     """
 
     iterations: tuple[Iteration, ...]
@@ -102,6 +104,7 @@ class EngineReport:
     tracking: str
     source_cpu_ns: int
     destination_cpu_ns: int
+    trace: TraceReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

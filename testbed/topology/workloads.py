@@ -73,10 +73,10 @@ def _network(draft: Draft, path: Path, vm: Vm, sound: list[tuple[int, Workload]]
         if not isinstance(one, (*_SERVICES, written.PingWorkload)):
             continue
         if not vm.nics:
-            message = f"a {one.kind} workload answers over the network, and the VM has no NIC"
+            message = f"workload {one.kind} answers over the network, and the VM has no NIC"
             draft.problems.add((*path, number), message, "give the VM nics, with an ip")
         elif not any(nic.ip for nic in vm.nics):
-            message = f"a {one.kind} workload answers over the network, and the VM has no address"
+            message = f"workload {one.kind} answers over the network, and the VM has no address"
             draft.problems.add((*path, number), message, "give one of its nics an ip")
         if isinstance(one, _SERVICES) and one.kind is not None:
             port = one.port or _PORTS[one.kind]

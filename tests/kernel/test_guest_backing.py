@@ -25,7 +25,7 @@ from testbed.guest.memory import GuestMemory
 from testbed.guest.specification import LARGE_PAGE_BYTES, GuestSpec
 from testbed.guest.swap import OvercommittedMemory
 from testbed.guest.tasks.build import build, fill_key, filled
-from testbed.guest.tracing import TraceMode
+from testbed.guest.trace import TraceMode
 from testbed.guest.workloads import Writer
 from testbed.lab.compare import compare
 from testbed.migration.destination import Destination, DestinationHooks

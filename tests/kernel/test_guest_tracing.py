@@ -13,7 +13,8 @@ import pytest
 from testbed.errors import KernelError, MigrationError
 from testbed.guest.machine import Guest
 from testbed.guest.specification import GuestSpec
-from testbed.guest.tracing import CHUNK_BYTES, TraceMode
+from testbed.guest.trace import TraceMode
+from testbed.guest.tracing import CHUNK_BYTES
 from testbed.guest.workloads import Writer
 
 pytestmark = [pytest.mark.root, pytest.mark.needs_feature("pagemap_scan")]

@@ -22,6 +22,7 @@ import pytest
 from testbed.guest import layout
 from testbed.guest.machine import Guest
 from testbed.guest.specification import GuestSpec
+from testbed.guest.trace import parse_mode
 from testbed.guest.workloads import Writer
 from testbed.migration import wire
 from testbed.migration.destination import Destination, DestinationHooks
@@ -201,6 +202,26 @@ def records(data):
     from testbed.guest.layout import VCPU
 
     return np.frombuffer(data, VCPU)
+
+
+@pytest.mark.needs_feature("pagemap_scan")
+@pytest.mark.parametrize("text", ["stop-based", "loose", "loose/1GiB"])
+def test_a_migration_tells_what_tracing_cost_the_guest(start, text):
+    spec = specification(source_device="eth0", trace=parse_mode(text))
+    there, here = start(1, destination(spec)), start(0, source(spec))
+    there.told()
+    here.told()
+    here.go()
+    trace = here.told()[0].trace
+    there.told()
+    entries = spec.guest.vcpus * spec.guest.memory_bytes // 4096
+    assert trace.mode == parse_mode(text)
+    assert trace.modelled == text.endswith("1GiB")
+    operations = {"1GiB": spec.guest.vcpus} if trace.modelled else {"4KiB": entries}
+    assert trace.operations == operations
+    assert trace.page_fires > 0
+    assert 0 < trace.longest_stop_ns <= min(sum(trace.stopped_ns), trace.measured_install_ns)
+    assert all(trace.stopped_ns)
 
 
 @pytest.mark.parametrize(
