@@ -37,7 +37,7 @@ def throttle(runs: int | None) -> list[Row]:
     Of a vCPU that is never idle: by its own account, run / (run + throttled); by the CPU time that
     the kernel counted, which other load makes less, and what the vCPU does in order to sleep more;
     and, without a bar, by what it got done, against what it did unthrottled just before. Of a
-    process that spins, by the duty cycle: how long it ran or waited for a CPU.
+    process that spins, by the duty cycle: the CPU time that the kernel counted.
     """
     count, rows = runs or _RUNS, []
     with Guest.power_on(_BUSY) as guest:
@@ -50,7 +50,7 @@ def throttle(runs: int | None) -> list[Row]:
         for share in _SHARES:
             with DutyCycle([pid], share):
                 time.sleep(_SETTLING_S)
-                values = [_runnable(pid) for _ in range(count)]
+                values = [_used(pid) for _ in range(count)]
             rows.append(_row("SIGSTOP duty cycle", share, values, bar=True))
     return rows
 
@@ -82,12 +82,12 @@ def _counted(guest: Guest) -> tuple[float, ...]:
     return *words, float(_schedstat(guest.pids[0])[0])
 
 
-def _runnable(pid: int) -> float:
-    """The share of a time in which a process ran or waited for a CPU."""
+def _used(pid: int) -> float:
+    """The share of a CPU that a process has."""
     before, began_ns = _schedstat(pid), time.monotonic_ns()
     time.sleep(_MEASURED_S)
     after, ended_ns = _schedstat(pid), time.monotonic_ns()
-    return (sum(after[:2]) - sum(before[:2])) / (ended_ns - began_ns)
+    return (after[0] - before[0]) / (ended_ns - began_ns)
 
 
 def _schedstat(pid: int) -> tuple[int, ...]:

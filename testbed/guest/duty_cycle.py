@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 SHORTEST_PERIOD_NS = 2_000_000
 """A stop takes 0.05 ms to come into effect; exact from this period on (kernel notes)."""
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
+_CPU_TIME = 2  # CPUCLOCK_SCHED, linux/posix-timers.h: to the nanosecond
 _END = signal.SIGTERM
 _MOST_CARRIED_NS = 1_000_000_000
 
 
 class DutyCycle:
-    """Lets processes run for a share of their time, all at once, until closed."""
+    """Lets processes use a share of a CPU each, all stopped at once, until closed."""
 
     def __init__(
         self, pids: Sequence[int], share: float, period_ns: int = 5 * SHORTEST_PERIOD_NS
@@ -55,12 +56,12 @@ class DutyCycle:
         self._share = memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:8].cast("d")
         self.share = share
         with ExitStack() as undo:
-            targets = []
+            targets = {}
             for pid in pids:
                 fd = os.pidfd_open(pid)
                 undo.callback(os.close, fd)
-                targets.append(fd)
-            self._targets = tuple(targets)
+                targets[fd] = _cpu_clock(pid)
+            self._targets = targets
             parent = os.getpid()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -106,16 +107,18 @@ class DutyCycle:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-        _send(list(self._targets), signal.SIGCONT)
+        _send(dict(self._targets), signal.SIGCONT)
 
     # -- the process ------------------------------------------------------------------------
 
     def _become_cycle(self, parent: int, period_ns: int) -> NoReturn:
-        targets = list(self._targets)
+        targets = dict(self._targets)
         try:
             libc = ctypes.CDLL(None, use_errno=True)
             libc.prctl(_PR_SET_PDEATHSIG, _END, 0, 0, 0)
             libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+            with suppress(PermissionError):  # or it waits until a target's slice of the CPU ends
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
             close_all_but(*targets)
             if os.getppid() == parent:
                 _cycle(targets, self._share, period_ns)
@@ -127,26 +130,46 @@ class DutyCycle:
             os._exit(0)
 
 
-def _cycle(targets: list[int], share: memoryview[float], period_ns: int) -> None:
-    """Run and stop them in turn; what one stop was too long the next ones are shorter."""
+def _cycle(targets: dict[int, int], share: memoryview[float], period_ns: int) -> None:
+    """Run and stop them in turn; what one stop was too long the next ones are shorter.
+
+    A stop is as long as the CPU time that was used before it asks for: signals take effect late.
+    """
     owed_ns = 0.0  # of standing still
-    began_ns = time.monotonic_ns()
+    used_ns = _used_ns(targets)
     while targets:
         part = share[0]
         if _ended(part * period_ns):
             return
         if part == 1:
-            owed_ns, began_ns = 0.0, time.monotonic_ns()
+            owed_ns, used_ns = 0.0, _used_ns(targets)
             continue
         _send(targets, signal.SIGSTOP)
-        stopped_ns = time.monotonic_ns()
-        owed_ns += (stopped_ns - began_ns) * (1 - part) / part
+        stopped_ns, before = time.monotonic_ns(), used_ns
+        used_ns = _used_ns(targets)
+        ran_ns = max((used_ns[fd] - before[fd] for fd in used_ns), default=0)
+        owed_ns += ran_ns * (1 - part) / part
         owed_ns = min(max(owed_ns, -_MOST_CARRIED_NS), _MOST_CARRIED_NS)
         if owed_ns > 0 and _ended(owed_ns):
             return
         _send(targets, signal.SIGCONT)
-        began_ns = time.monotonic_ns()
-        owed_ns -= began_ns - stopped_ns
+        owed_ns -= time.monotonic_ns() - stopped_ns
+
+
+def _cpu_clock(pid: int) -> int:
+    """The clock of the CPU time that a process uses (clock_getcpuclockid(3))."""
+    return ~pid << 3 | _CPU_TIME
+
+
+def _used_ns(targets: dict[int, int]) -> dict[int, int]:
+    """The CPU time that each of them has used."""
+    used = {}
+    for fd, clock in tuple(targets.items()):
+        try:
+            used[fd] = time.clock_gettime_ns(clock)
+        except OSError:
+            del targets[fd]
+    return used
 
 
 def _ended(wait_ns: float) -> bool:
@@ -154,9 +177,9 @@ def _ended(wait_ns: float) -> bool:
     return signal.sigtimedwait({_END}, wait_ns / 1e9) is not None
 
 
-def _send(targets: list[int], number: signal.Signals) -> None:
+def _send(targets: dict[int, int], number: signal.Signals) -> None:
     for target in tuple(targets):
         try:
             signal.pidfd_send_signal(target, number)
         except ProcessLookupError:
-            targets.remove(target)
+            del targets[target]

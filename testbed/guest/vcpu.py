@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 BEAT_NS = 1_000_000  # a vCPU that has something due soon beats at least this often
 IDLE_BEAT_NS = 100_000_000  # any other; 128 of them beating each ms would take two cores
 SHORTEST_SLEEP_NS = 50_000
-SHORTEST_RUN_NS = 250_000  # between two sleeps: falling asleep and waking up takes 50 us
+SHORTEST_RUN_NS = 1_000_000  # between two sleeps: falling asleep and waking up costs some 50 us
 LONGEST_SLEEP_NS = 20_000_000  # a heartbeat in between would cost what the throttle saves
 _MOST_CARRIED_NS = 1_000_000_000  # of sleep that was too long or has not been slept yet
 
