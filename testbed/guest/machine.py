@@ -53,7 +53,6 @@ class Guest:
         self.program = spec
         """What it does now: `spec` with the workloads that it was switched to."""
         self.tracking: TrackingName = tracking_for(spec, tracking)
-        self._nic_attached = False
         with ExitStack() as undo:
             self.memory = open_memory(spec)
             undo.callback(self.memory.close)
@@ -130,7 +129,7 @@ class Guest:
         Raises:
             MigrationError: one did not stop in time, or a vCPU has died.
         """
-        self._stop(self._lines(), STOP, deadline_ns)
+        self._stop(self._vcpus.lines, STOP, deadline_ns)
 
     def resume(self, deadline_ns: int = _STOP_NS) -> None:
         """Run every vCPU, from the state that guest memory holds; returns when all run.
@@ -139,8 +138,8 @@ class Guest:
             MigrationError: the memory is no guest's, or a vCPU does not answer or has died.
         """
         layout.check(self.memory, self.spec.vcpus)
-        self._vcpus.command(self._lines(), GO)
-        self._vcpus.wait(self._lines(), RUNNING, deadline_ns, "run")
+        self._vcpus.command(self._vcpus.lines, GO)
+        self._vcpus.wait(self._vcpus.lines, RUNNING, deadline_ns, "run")
 
     def claim(self, vcpu: int, deadline_ns: int = _STOP_NS) -> None:
         """Stop one vCPU, while the others run on, until `release`; if it does not stop, it runs on.
@@ -215,18 +214,18 @@ class Guest:
             "written": self._written_fd,
         }
 
-    def attach_nic(self) -> None:
+    def attach_nic(self, pid: int | None = None) -> None:
         """Have the NIC process, which has this guest's `nic_line`, run and stop with the vCPUs.
 
-        It goes on as soon as the guest runs.
+        It goes on as soon as the guest runs. Given its `pid`, nobody waits for it once it ended.
         """
-        self._nic_attached = True
+        self._vcpus.attach_nic(pid)
         if self.running:
             self._vcpus.command((self.spec.vcpus,), GO)
 
     def detach_nic(self) -> None:
         """Stop the NIC process at this guest, and wait for it no more."""
-        self._nic_attached = False
+        self._vcpus.detach_nic()
         self._vcpus.command((self.spec.vcpus,), STOP)
 
     # -- what it has done -----------------------------------------------------------------
@@ -253,7 +252,7 @@ class Guest:
 
         vCPUs write their state without marking it, and the NIC its rings, as a device does.
         """
-        count = layout.first_data_page if self._nic_attached else layout.state_pages
+        count = layout.first_data_page if self._vcpus.nic_attached else layout.state_pages
         return np.arange(count(self.spec.vcpus))
 
     def dead_vcpus(self) -> tuple[int, ...]:
@@ -287,9 +286,6 @@ class Guest:
 
     def __exit__(self, *_: object) -> None:
         self.power_off()
-
-    def _lines(self) -> range:
-        return range(self.spec.vcpus + self._nic_attached)
 
     def _stop(self, lines: range, command: int, deadline_ns: int) -> None:
         self._vcpus.command(lines, command)

@@ -57,7 +57,10 @@ class VcpuProcesses:
         self.userfaultfds: tuple[int, ...] = ()
         self.wake_fds: tuple[int, ...] = ()
         self._poll = select.poll()
+        self._nic = ExitStack()
+        self._nic_attached, self._nic_pidfd = False, -1
         with ExitStack() as undo:
+            undo.callback(self._nic.close)
             self.answer_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             undo.callback(os.close, self.answer_fd)
             self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -107,6 +110,33 @@ class VcpuProcesses:
                 undo.callback(os.close, fds[0])
                 self.userfaultfds += (fds[0],)
 
+    def attach_nic(self, pid: int | None) -> None:
+        """Have the VM's NIC process stop and run with them, until it is detached or ends."""
+        self.detach_nic()
+        if pid is not None:
+            self._nic_pidfd = os.pidfd_open(pid)
+            self._nic.callback(os.close, self._nic_pidfd)
+            self._poll.register(self._nic_pidfd, select.POLLIN)
+            self._nic.callback(self._poll.unregister, self._nic_pidfd)
+        self._nic_attached = True
+
+    def detach_nic(self) -> None:
+        """Wait for the NIC process no more."""
+        self._nic_attached, self._nic_pidfd = False, -1
+        self._nic.close()
+
+    @property
+    def nic_attached(self) -> bool:
+        """Whether there is a NIC process to stop and run with them; one that has ended isn't."""
+        if self._nic_pidfd >= 0 and select.select([self._nic_pidfd], [], [], 0)[0]:
+            self.detach_nic()
+        return self._nic_attached
+
+    @property
+    def lines(self) -> range:
+        """Whose lines of the run block stop and run together."""
+        return range(self._spec.vcpus + self.nic_attached)
+
     def command(self, lines: Iterable[int], command: int) -> None:
         """Tell vCPUs, and the NIC process (line number `vcpus`), to run or to stop."""
         for line in lines:
@@ -123,10 +153,13 @@ class VcpuProcesses:
         deadline = time.monotonic_ns() + timeout_ns
         while late := [line for line in lines if self._block.state[line] != state]:
             left_ms = (deadline - time.monotonic_ns()) / 1e6
-            ready = self._poll.poll(max(left_ms, 0))
-            if any(fd != self.answer_fd for fd, _ in ready):
+            ready = {fd for fd, _ in self._poll.poll(max(left_ms, 0))}
+            if self._nic_pidfd in ready:
+                self.detach_nic()
+                lines = [line for line in lines if line < self._spec.vcpus]
+            elif ready - {self.answer_fd}:
                 raise MigrationError(f"vCPU {self.dead()} of {self._spec.name} has died")
-            if not ready:
+            elif not ready:
                 vcpus = [line for line in late if line < self._spec.vcpus]
                 who = f"vCPU {vcpus}" if vcpus else "the NIC process"
                 raise MigrationError(

@@ -161,7 +161,8 @@ class RunningVM:
             undo.push_async_callback(nic.end)
             await nic.serve(self.step.workloads)
             await nic.attach(self.channel.pid, self.nic_line, self.step.vcpus)
-            await self.channel.call({"command": "attach_nic"}, ANSWER_DEADLINE_S)
+            message = {"command": "attach_nic", "nic_pid": nic.child.pid}
+            await self.channel.call(message, ANSWER_DEADLINE_S)
             self.nic = nic
             nic.watch(self.let_go_of_nic)
             undo.pop_all()

@@ -207,7 +207,7 @@ class _Move:
         spec, nics, leaving = self._spec(), self._nics(), self.running.channel
         nic = self.running.nic if self.running.nic and not self.running.nic.trouble else None
         there: Message = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
-        there["has_nic"] = nic is not None
+        there["nic_pid"] = nic.child.pid if nic is not None else None
         there["sleep_ns_per_ms"] = self.running.sleep_ns_per_ms
         here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
         async with leaving.conversation:

@@ -162,8 +162,8 @@ class _Vmx:
         trace = record(self._need_guest(), *times, self._wait_unless_cancelled)
         return {"ranges": [asdict(one) for one in trace.ranges]}
 
-    def _attach_nic(self, _: Message) -> Message:
-        self._need_guest().attach_nic()
+    def _attach_nic(self, message: Message) -> Message:
+        self._need_guest().attach_nic(message["nic_pid"])
         return {}
 
     def _detach_nic(self, _: Message) -> Message:
@@ -209,8 +209,8 @@ class _Vmx:
             self._plug(message) as plug,
             destination.Destination(spec, self._enter_vm) as prepared,
         ):
-            if message["has_nic"]:
-                prepared.guest.attach_nic()
+            if message["nic_pid"] is not None:
+                prepared.guest.attach_nic(message["nic_pid"])
             prepared.guest.throttle(message["sleep_ns_per_ms"])
             self._say({"event": "listening", **_places(prepared.guest)})
             hooks = destination.DestinationHooks(

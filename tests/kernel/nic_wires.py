@@ -138,7 +138,7 @@ class Nic(Child):
     def attach(self, vmx, vcpus=SPEC.vcpus):
         answer = self.ask("attach", pid=vmx.pid, line=vmx.line, vcpus=vcpus)
         assert "error" not in answer, answer
-        vmx.call("attach_nic")
+        vmx.call("attach_nic", self.pid)
 
     def guests_mapped(self):
         """How many guests' memory it holds on to."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import socket
 import subprocess
 import threading
@@ -14,6 +16,7 @@ import pytest
 
 from testbed.content import content
 from testbed.errors import MeasurementError
+from testbed.guest import layout
 from testbed.guest.workloads import Echo, Web, Writer
 from testbed.measure import ping, session
 from testbed.measure.endpoint import socket_in
@@ -135,6 +138,15 @@ def test_pings_of_any_size(wires, vmx, bytes_):
     # The ring has room for one of the largest at a time.
     test = PingTest(count=5, interval_ns=100 * MS, payload_bytes=bytes_)
     assert ping.measure(*wires.ends(), test).lost == 0
+
+
+def test_a_guest_does_not_wait_for_a_nic_that_was_killed(nic, vmx):
+    nic.serve(WORKLOADS[:3])  # no ping, of which it would leave settings behind
+    os.kill(nic.pid, signal.SIGKILL)
+    for _ in range(2):
+        vmx.call("suspend")
+        vmx.call("resume")
+    assert len(vmx.call("state_pages")) == layout.state_pages(SPEC.vcpus)
 
 
 def test_streams_stand_still_with_the_guest_and_go_on(wires, vmx):
