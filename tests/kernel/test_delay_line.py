@@ -431,13 +431,14 @@ def test_frames_are_let_go_up_to_the_one_named_and_their_arrival_is_the_kernel_s
         netns.enter(NAMES["wire"])
         delay_rules.install(PORTS, NAMES["wire"])
         with Queues((0, 1)) as queues, Tap() as tap:
-            frames = []
+            frames, sent = [], 0
             deadline = time.monotonic() + 5
             # The kernel starts to note arrivals a moment after it is asked to.
             while time.monotonic() < deadline:
                 before = time.monotonic_ns()
-                for number in range(4):
+                for number in range(sent, sent + 4):
                     tap.sockets[0].send(ip_frame(0, number))
+                sent += 4
                 after = time.monotonic_ns()
                 time.sleep(0.02)
                 frames = [frame for frame in queues.receive(99) if frame[0] == 0][-4:]
@@ -446,14 +447,14 @@ def test_frames_are_let_go_up_to_the_one_named_and_their_arrival_is_the_kernel_s
             else:
                 pytest.fail(f"{before}-{after}: {frames}")
             queues.accept(0, frames[-2][1])
-            while (last := tap.receive(0)[1]) != 2:
-                pass
+            got = [tap.receive(0)[1] for _ in range(sent - 1)]
             tap.sockets[1].settimeout(0.1)
             with pytest.raises(TimeoutError):
                 tap.receive(0)
-            return last
+            return got, sent
 
-    assert netns.in_thread(lambda _: look()) == 2
+    got, sent = netns.in_thread(lambda _: look())
+    assert got == list(range(sent - 1))  # all but the last
 
 
 def test_a_second_line_on_one_wire_is_refused(ends):
