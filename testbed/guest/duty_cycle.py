@@ -7,7 +7,6 @@ it been killed, the parent does (`close`).
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import signal
@@ -17,6 +16,7 @@ import traceback
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from testbed import prctl
 from testbed.errors import InputError
 from testbed.guest.vcpu_fork import close_all_but
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SHORTEST_PERIOD_NS = 2_000_000
 """A stop takes 0.05 ms to come into effect; exact from this period on (kernel notes)."""
-_PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 _CPU_TIME = 2  # CPUCLOCK_SCHED, linux/posix-timers.h: to the nanosecond
 _END = signal.SIGTERM
 _MOST_CARRIED_NS = 1_000_000_000
@@ -114,9 +113,8 @@ class DutyCycle:
     def _become_cycle(self, parent: int, period_ns: int) -> NoReturn:
         targets = dict(self._targets)
         try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            libc.prctl(_PR_SET_PDEATHSIG, _END, 0, 0, 0)
-            libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+            prctl.die_with_parent(_END)
+            prctl.wake_exactly()
             with suppress(PermissionError):  # or it waits until a target's slice of the CPU ends
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
             close_all_but(*targets)

@@ -44,8 +44,3 @@ def prepare_file(directory: str, name: str, file_bytes: int) -> bool:
         cause = f"{error.strerror} ({format_size(free_bytes)} are free)"
         raise KernelError(attempt, target, cause, remedy) from error
     return direct
-
-
-def remove_file(directory: str, name: str) -> None:
-    """Remove it, if it is there."""
-    iometer_path(directory, name).unlink(missing_ok=True)

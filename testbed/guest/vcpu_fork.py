@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import gc
 import itertools
@@ -12,14 +11,13 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from testbed import prctl
 from testbed.errors import KernelError
 from testbed.guest.userfaultfd import open_userfaultfd
 from testbed.guest.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from testbed.guest.vcpu import VcpuStart
-
-_PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 
 
 def fork_vcpu(start: VcpuStart) -> int:
@@ -44,11 +42,10 @@ def fork_vcpu(start: VcpuStart) -> int:
 
 
 def _become_vcpu(start: VcpuStart, parent: int) -> NoReturn:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it died before the kernel could be told
-    libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    prctl.wake_exactly()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):

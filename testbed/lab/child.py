@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from testbed import prctl
 from testbed.errors import LabError, MigrationError
 from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 END_DEADLINE_S = 5.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Child:
@@ -167,7 +166,7 @@ def become_child(
     """Run `main` in a process just forked and never return: nothing of its parent's runs on."""
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl.die_with_parent(signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(1)  # it died before the kernel could be told
         signal.set_wakeup_fd(-1)

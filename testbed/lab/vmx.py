@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import select
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from testbed import prctl
 from testbed.errors import LabError, TestbedError
 from testbed.guest.machine import Guest
 from testbed.guest.recording import record
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from testbed.plan.steps import PowerOn
 
-_PR_SET_NAME = 15  # linux/prctl.h
-
 
 def guest_fields(step: PowerOn, directory: str) -> dict[str, Any]:
     """A VM of the plan as `GuestSpec.to_json` tells it; `directory` is its place on disk."""
@@ -51,7 +49,7 @@ def guest_fields(step: PowerOn, directory: str) -> dict[str, Any]:
 
 def run(control: socket.socket, *, vm: str, vm_netns: str, host: str) -> None:
     """Live as the VMX of `vm` in the namespace `host` until the supervisor ends it."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, f"vmx-{vm}".encode()[:15], 0, 0, 0)
+    prctl.set_name(f"vmx-{vm}")
     netns.enter(host)
     _Vmx(LineSocket(control), host, vm_netns).serve()
 

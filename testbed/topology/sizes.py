@@ -30,11 +30,6 @@ class Sizes:
         """Its memory."""
         return int((self.vm.memory or 0) * self.scale)
 
-    @property
-    def data_bytes(self) -> int:
-        """Its memory beside the guest's own pages."""
-        return self.memory_bytes - own_bytes(self.vm)
-
     def of(self, wanted: Fraction | int) -> int:
         """A share of its memory, or a size, in whole pages, rounded down."""
         share = isinstance(wanted, Fraction)

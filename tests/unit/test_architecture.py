@@ -25,7 +25,7 @@ FLOORS = (
     ("plan", "migration"),
     ("topology", "report"),
     ("guest", "measure"),
-    ("units", "errors", "content"),
+    ("units", "errors", "content", "prctl"),
 )
 LEVEL = {part: len(FLOORS) - floor for floor, parts in enumerate(FLOORS) for part in parts}
 HEAVY = ("numpy", "pydantic", "rich", "pyroute2", "scapy", "yaml", "netaddr", "asyncio")

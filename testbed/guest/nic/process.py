@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -10,6 +9,7 @@ import select
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from testbed import prctl
 from testbed.errors import LabError, TestbedError
 from testbed.guest.nic.attachment import Attachment
 from testbed.guest.nic.echoes import EchoSockets
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-_PR_SET_NAME, _PR_SET_TIMERSLACK = 15, 29  # linux/prctl.h
 _MOVES_AT_ONCE = 16  # before commands are looked for
 
 
@@ -55,9 +54,8 @@ def run(
         read_sysctl: `kernel.sysctl.read` (name, where).
         write_sysctl: `kernel.sysctl.write` (name, value, where), which reads back.
     """
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_NAME, f"nic-{vm}".encode()[:15], 0, 0, 0)
-    libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    prctl.set_name(f"nic-{vm}")
+    prctl.wake_exactly()
     gc.disable()  # nothing here makes cycles
     network = Network()
     open_echoes = partial(

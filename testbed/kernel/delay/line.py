@@ -11,7 +11,6 @@ RARP, LLDP, frames with two tags. So do frames while the rules aren't there yet.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -20,6 +19,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from testbed import prctl
 from testbed.errors import TestbedError
 from testbed.kernel import netns
 from testbed.kernel.delay import rules as delay_rules
@@ -37,7 +37,6 @@ _DRAIN = 256  # frames taken in before the clock is looked at again
 _MERGE_NS = 100_000  # at least half of Lead.MOST_NS; what is due so soon goes along
 _GAP_NS = 200_000  # between two of them at least: it spares a third of the CPU time at 10 Gb/s
 _COALESCE_NS = 500_000  # with a shorter delay every arrival wakes it
-_PR_SET_NAME, _PR_SET_TIMERSLACK = 15, 29  # linux/prctl.h
 _PRIORITY = 1  # the lowest of the real-time priorities is above all that isn't real-time
 
 
@@ -67,9 +66,8 @@ def run(control: socket.socket, *, wire: DelayLine, wires_cpu: int | None = None
 
 
 def _be_punctual(name: str, wires_cpu: int | None) -> None:
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_NAME, f"delay-{name}".encode()[:15], 0, 0, 0)
-    libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    prctl.set_name(f"delay-{name}")
+    prctl.wake_exactly()
     gc.disable()  # nothing here makes cycles
     if others := os.sched_getaffinity(0) - {wires_cpu}:
         os.sched_setaffinity(0, others)
