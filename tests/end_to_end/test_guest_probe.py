@@ -74,9 +74,9 @@ def test_a_migration_is_felt_inside_and_outside(lab: str, tmp_path: Path) -> Non
     oltp = next(one for one in guest.workloads if one.name == "oltp")
     # The counters went along, and are counted once.
     window_s = (guest.until_ns - guest.from_ns) / 1e9
-    assert 0.2 * COMMITS * window_s < oltp.operations < 1.5 * COMMITS * window_s
+    assert 0.1 * COMMITS * window_s < oltp.operations < 1.5 * COMMITS * window_s
     assert oltp.before
-    assert oltp.usual_per_s == pytest.approx(COMMITS, rel=0.5)
+    assert 0.1 * COMMITS < oltp.usual_per_s < 1.5 * COMMITS
     assert area(course(felt, "oltp commits").window(guest.from_ns, guest.until_ns + 1)) == (
         pytest.approx(oltp.operations, abs=5)
     )

@@ -160,17 +160,17 @@ def test_the_network_follows_the_guest(lab: Callable[..., str]) -> None:
 
 
 def test_throughput_follows_the_link(lab: Callable[..., str]) -> None:
-    """The first pass over 1 Gb/s carries what jumbo frames leave of it: 990 Mb/s."""
-    name = lab("gigabit", rate="1Gbit", memory="128MiB")
+    """The first pass over 200 Mb/s carries what jumbo frames leave of it: 198 Mb/s."""
+    name = lab("fifth", rate="200Mbit", memory="32MiB")
     for count in range(6):  # a busy machine can only take away; too much would be too much in each
         result = move(name, ("esx02", "esx01")[count % 2])
         first = result["engine"]["iterations"][0]
         bps = first["memory_bytes"] * 8e9 / first["duration_ns"]
-        assert result["path_goodput_bps"] == 990042044
-        assert bps < 1.01 * 990e6
-        if bps > 0.97 * 990e6:
+        assert result["path_goodput_bps"] == 198008408
+        assert bps < 1.02 * 198e6  # a burst of the first milliseconds
+        if bps > 0.9 * 198e6:
             return
-    pytest.fail(f"{bps / 1e6:.1f} Mbit/s of 990")
+    pytest.fail(f"{bps / 1e6:.1f} Mbit/s of 198")
 
 
 def test_a_guest_that_writes_faster_than_the_link_stays_where_it_is(

@@ -324,7 +324,7 @@ def goodput_bps(seconds):
 
 @pytest.mark.parametrize("rtt_ms", [10, 50])
 def test_tcp_goes_on_at_a_gigabit_over_a_delayed_wire(rtt_ms):
-    """Half of it at least, however busy the machine: a queue too short leaves a tenth.
+    """A fifth of it at least, however busy the machine: a queue too short leaves a tenth.
 
     How much of the 0.9415 Gb/s that Ethernet carries is reached, scripts/bench network judges.
     """
@@ -333,7 +333,7 @@ def test_tcp_goes_on_at_a_gigabit_over_a_delayed_wire(rtt_ms):
         for _ in range(8):
             found.append(goodput_bps(1))
             assert found[-1] < 0.96e9
-            if found[-1] > 0.5e9:
+            if found[-1] > 0.2e9:
                 break
         else:
             pytest.fail(f"{found}")

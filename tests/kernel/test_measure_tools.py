@@ -187,7 +187,7 @@ def test_a_trace_waits_its_time_for_who_is_silent(chain: Chain) -> None:
     run(f"ip -n {chain.r} route add blackhole 10.231.2.1/32")
     began = time.monotonic()
     hops = trace(chain.a_end(4), chain.b_end(4), TraceTest(2, 2, 50 * MS))
-    assert 0.2 > time.monotonic() - began - 4 * 0.05 > -0.2
+    assert 0.9 * 4 * 0.05 < time.monotonic() - began < 10 * 4 * 0.05
     assert {probe.rtt_ns for hop in hops for probe in hop.probes} == {None}
 
 
