@@ -36,7 +36,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-GRACE_S = 2.0
+GRACE_S = 20.0
 """How long a leak may take to vanish: the kernel frees namespaces and processes in its own time."""
 
 PRIVATE_FOLDERS = ("/run/netns", "/run/testbed")
