@@ -12,7 +12,6 @@ from testbed.errors import LabError, TestbedError
 from testbed.guest.machine import Guest
 from testbed.guest.recording import record
 from testbed.guest.specification import GuestSpec
-from testbed.guest.trace import TraceMode
 from testbed.guest.workloads import from_json
 from testbed.kernel import netns
 from testbed.lab import disk
@@ -177,7 +176,7 @@ class _Vmx:
                 progress=self._progress,
                 cancelled=self._cancelled,
             )
-            spec = _migration_spec(message["spec"])
+            spec = MigrationSpec.from_json(message["spec"])
             report = source.migrate(guest, spec, hooks, message["started_ns"])
         return {"event": "sent", "engine": asdict(report)}
 
@@ -202,7 +201,7 @@ class _Vmx:
         return {"event": "running"}
 
     def _receive(self, message: Message) -> Message:
-        spec = _migration_spec(message["spec"])
+        spec = MigrationSpec.from_json(message["spec"])
         with (
             self._plug(message) as plug,
             destination.Destination(spec, self._enter_vm) as prepared,
@@ -232,15 +231,3 @@ class _Vmx:
 def _places(guest: Guest) -> Message:
     """Where others find a guest: descriptors of this process."""
     return {"memory_fd": guest.memory.fd, "nic_line": guest.nic_line()}
-
-
-def _migration_spec(fields: dict[str, Any]) -> MigrationSpec:
-    trace = fields["trace"]
-    return MigrationSpec(
-        **fields
-        | {
-            "secret": bytes.fromhex(fields["secret"]),
-            "guest": GuestSpec.from_json(fields["guest"]),
-            "trace": trace and TraceMode(**trace),
-        }
-    )

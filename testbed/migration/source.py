@@ -17,6 +17,7 @@ from testbed.migration.observation import Observation, Progress
 from testbed.migration.pauses import no_garbage_collection
 from testbed.migration.phase import MigrationFailed, MigrationUncertain, Phase, enter
 from testbed.migration.sender import Sender
+from testbed.migration.specification import refuse_unbuilt
 from testbed.migration.stream import PeerError, connect
 from testbed.migration.wire import (
     RESUMED_BYTES,
@@ -83,6 +84,7 @@ def migrate(
         MigrationFailed: it runs on here; the destination cleans up by itself.
         MigrationUncertain: it is suspended here and may run there.
     """
+    refuse_unbuilt(spec)
     migration = _Source(guest, spec, hooks or SourceHooks(), started_ns or time.monotonic_ns())
     with ExitStack() as undo:
         undo.enter_context(no_garbage_collection())
