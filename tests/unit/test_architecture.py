@@ -25,10 +25,12 @@ FLOORS = (
     ("plan", "migration"),
     ("topology", "report"),
     ("guest", "measure"),
+    ("ledger", "profiles"),
     ("units", "errors", "content", "prctl"),
 )
 LEVEL = {part: len(FLOORS) - floor for floor, parts in enumerate(FLOORS) for part in parts}
 HEAVY = ("numpy", "pydantic", "rich", "pyroute2", "scapy", "yaml", "netaddr", "asyncio")
+HEAVY += ("cryptography",)
 
 
 def module_name(file: Path, package: Path = PACKAGE) -> str:
