@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed.report import svg
 from testbed.report.charts import pages_chart, throughput_chart
+from testbed.report.document import document, table
 from testbed.report.felt_page import chart_part, felt_figures
 from testbed.report.figures import COLUMNS, iteration_cells, succeeded, summary, verdict
 from testbed.report.files import write_whole
-from testbed.report.style import CSS, SCRIPT
 from testbed.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from testbed.report.result import EngineReport, MigrationResult
 
 TILES = ("Total time", "Throughput while copying", "Stun", "Verification")
@@ -36,24 +32,9 @@ def write_page(result: MigrationResult, path: Path | str) -> None:
 def render(result: MigrationResult) -> str:
     """The page: needs no network, and works without its script. All text is escaped."""
     title = f"{result.guest.name}: {result.source} to {result.destination}"
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    body = "\n".join((*_head(result, title), *_charts(result), *_tables(result), *_input(result)))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(title)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-{body}
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+    return document(
+        title, (*_head(result, title), *_charts(result), *_tables(result), *_input(result))
+    )
 
 
 def _head(result: MigrationResult, title: str) -> list[str]:
@@ -112,17 +93,17 @@ def _tables(result: MigrationResult) -> list[str]:
     if engine is not None and engine.iterations:
         rows = [iteration_cells(result, iteration) for iteration in engine.iterations]
         marked = {n for n, iteration in enumerate(engine.iterations) if iteration.stunned}
-        parts += ["<h2>Iterations</h2>", _table(COLUMNS, rows, "numbers", stunned=marked)]
+        parts += ["<h2>Iterations</h2>", table(COLUMNS, rows, "numbers", stunned=marked)]
     figures = [(figure.name, figure.value, figure.measured) for figure in summary(result)]
     parts += [
         "<h2>What was achieved, and how it was measured</h2>",
-        _table(("Figure", "Value", "Measured as"), figures),
+        table(("Figure", "Value", "Measured as"), figures),
     ]
     if result.felt is not None:
         told = [
             (figure.name, figure.value, figure.measured) for figure in felt_figures(result.felt)
         ]
-        parts += ["<h2>Felt in figures</h2>", _table(("Figure", "Value", "Measured as"), told)]
+        parts += ["<h2>Felt in figures</h2>", table(("Figure", "Value", "Measured as"), told)]
     if engine is not None and engine.streams:
         parts += ["<h2>Streams</h2>", _streams(engine)]
     return parts
@@ -142,7 +123,7 @@ def _streams(engine: EngineReport) -> str:
         )
         for stream in engine.streams
     ]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _input(result: MigrationResult) -> list[str]:
@@ -161,29 +142,7 @@ def _input(result: MigrationResult) -> list[str]:
     rows += sorted(result.mechanisms.items())
     return [
         "<h2>Input and mechanisms</h2>",
-        _table(("", ""), rows, head=False),
+        table(("", ""), rows, head=False),
         f"<h2>Topology <code>{escape(result.topology_file)}</code></h2>",
         f"<pre>{escape(result.topology_text)}</pre>",
     ]
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    style: str = "",
-    *,
-    head: bool = True,
-    stunned: Iterable[int] = (),
-) -> str:
-    marked = set(stunned)
-    lines = ['<div class="scroll">', f'<table class="{style}">']
-    if head:
-        cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
-        lines.append(f"<thead><tr>{cells}</tr></thead>")
-    lines.append("<tbody>")
-    for number, (first, *others) in enumerate(rows):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
-        mark = ' class="stunned"' if number in marked else ""
-        lines.append(f'<tr{mark}><th scope="row">{escape(first)}</th>{cells}</tr>')
-    lines.append("</tbody></table></div>")
-    return "\n".join(lines)
