@@ -11,14 +11,14 @@ import click
 from testbed.cli.felt import DEFAULT_INTERVAL, FROM, LATE, probe_request
 
 if TYPE_CHECKING:
-    from testbed.report.progress import Update
+    from testbed.lab.directory import LabDirectory
     from testbed.report.result import MigrationResult
 
 RESULTS = "testbed-results"
 
 
 @click.command("migrate")
-@click.argument("vm")
+@click.argument("vms", metavar="VM...", nargs=-1, required=True)
 @click.option("--to", required=True, metavar="HOST", help="The host to move it to.")
 @click.option("--lab", help="The lab; needed when several are up.")
 @click.option(
@@ -52,7 +52,7 @@ RESULTS = "testbed-results"
 )
 @click.option("--no-results", is_flag=True, help="Write no files.")
 def migrate_command(
-    vm: str,
+    vms: tuple[str, ...],
     to: str,
     lab: str | None,
     switchover_goal: str,
@@ -64,19 +64,17 @@ def migrate_command(
     results: Path,
     no_results: bool,
 ) -> None:
-    """Migrate VM to another host, and tell what was achieved.
+    """Migrate VMs to another host, and tell what was achieved.
 
-    A run with --verify reports no stun, as the guest is held while its memory is compared.
-    Exit code 1: the migration failed, or pages differ.
+    Several move side by side, as many as the hosts take. A run with --verify reports no stun, as
+    the guest is held while its memory is compared.
+    Exit code 1: a migration failed, or pages differ.
     """
+    from testbed.cli.many import carry_out
     from testbed.errors import InputError
-    from testbed.lab.client import request
     from testbed.lab.enter import running_lab
     from testbed.lab.privilege import require_root
-    from testbed.report.figures import succeeded
     from testbed.report.files import make_directory
-    from testbed.report.progress import progress
-    from testbed.report.store import from_json
     from testbed.units import parse_duration_ns
 
     try:
@@ -85,12 +83,43 @@ def migrate_command(
         raise InputError(f"--switchover-goal: {error}") from error
     if goal_ns == 0:
         raise InputError("--switchover-goal: a stun of no time at all can't be; give 1ms or more")
-    asked = probe_request(probe, client, late)
+    felt = probe_request(probe, client, late)
     mode = _trace_mode(trace)
-    require_root(f"migrate {vm} --to {to}")
+    if len(set(vms)) < len(vms):
+        raise InputError(f"migrate {' '.join(vms)}: a VM is named twice; name each once")
+    require_root(f"migrate {' '.join(vms)} --to {to}")
     directory, _ = running_lab(lab)
     if not no_results:
         make_directory(results)
+    asked = {
+        "switchover_goal_ns": goal_ns,
+        "verify": verify,
+        "probe": felt,
+        "trace": mode,
+        "command_line": " ".join(["testbed", *sys.argv[1:]]),
+    }
+    if len(vms) > 1:
+        moves = [[vm, to] for vm in vms]
+        ended, cancelled = carry_out(
+            directory,
+            {"command": "migrate-all", "moves": moves, **asked},
+            None if no_results else results,
+        )
+        if not all(one.succeeded for one in ended):
+            sys.exit(130 if cancelled else 1)
+        return
+    _migrate_one(directory, vms[0], to, asked, None if no_results else results)
+
+
+def _migrate_one(
+    directory: LabDirectory, vm: str, to: str, asked: dict[str, Any], results: Path | None
+) -> None:
+    from testbed.cli.many import update_of
+    from testbed.lab.client import request
+    from testbed.report.figures import succeeded
+    from testbed.report.progress import progress
+    from testbed.report.store import from_json
+
     interrupted: list[bool] = []
 
     def interrupt() -> None:
@@ -102,27 +131,20 @@ def migrate_command(
         def heed(event: dict[str, Any]) -> None:
             if event["event"] == "waiting":
                 click.echo("waiting: another change of this lab is under way", err=True)
-            else:
-                show(_update(event))
+            elif event["event"] == "queued":
+                click.echo("waiting: as many migrations as may be are under way", err=True)
+            elif event["event"] == "progress":
+                show(update_of(event))
 
         answer = request(
             directory,
-            {
-                "command": "migrate",
-                "vm": vm,
-                "to": to,
-                "switchover_goal_ns": goal_ns,
-                "verify": verify,
-                "probe": asked,
-                "trace": mode,
-                "command_line": " ".join(["testbed", *sys.argv[1:]]),
-            },
+            {"command": "migrate", "vm": vm, "to": to, **asked},
             on_event=heed,
             on_interrupt=interrupt,
         )
     result = from_json(answer, f"lab {directory.name}")
     _show(result)
-    if not no_results:
+    if results is not None:
         _write(result, results)
     if result.failure is not None and interrupted:
         sys.exit(130)
@@ -145,22 +167,6 @@ def _trace_mode(text: str | None) -> dict[str, str] | None:
         return None if text is None else asdict(parse_mode(text))
     except ValueError as error:
         raise InputError(f"--trace: {error}") from error
-
-
-def _update(event: dict[str, Any]) -> Update:
-    """The engine's progress as the display takes it."""
-    from testbed.report.progress import Update
-
-    total, left = event["pages_to_copy"], event["pages_left"]
-    phase = event["phase"] if event["phase"] != "pre-copy" else str(event["iteration"])
-    return Update(
-        phase=phase,
-        pages_done=total - left,
-        pages_total=total,
-        throughput_bps=event["throughput_bps"],
-        pages_left=left,
-        dirty_rate_bytes_per_s=event["dirty_rate_bytes_per_s"] or None,
-    )
 
 
 def _show(result: MigrationResult) -> None:

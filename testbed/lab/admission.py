@@ -11,7 +11,7 @@ from testbed.topology.traffic import VM_TRAFFIC
 from testbed.units import format_rate, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from netaddr import IPNetwork
 
@@ -44,16 +44,13 @@ class VmotionPath:
         return int(self.source_network.version)
 
 
-def _memory_reasons(
-    topology: Topology, placement: Mapping[str, str], vm: VM, destination: Host
-) -> list[str]:
+def _memory_reasons(vm: VM, destination: Host, here: list[VM]) -> list[str]:
     """A host admits reservations; what it holds beyond them is not taken from running VMs."""
     if vm.resident_bytes < vm.memory_bytes:
         swapped = format_size(vm.memory_bytes - vm.resident_bytes)
         cause = f"{swapped} of {vm.name}'s memory are in its swap file"
         remedy = f"reserve all of its memory, or give {vm.host} more"
         return [f"{cause}, and swapped pages are not migrated yet; {remedy}"]
-    here = [v for v in topology.vms if placement.get(v.name, v.host) == destination.name]
     free = destination.memory_bytes - sum(v.resident_bytes for v in here)
     unreserved = destination.memory_bytes - sum(v.reserved_bytes for v in here)
     if vm.memory_bytes <= free:
@@ -66,13 +63,25 @@ def _memory_reasons(
 
 
 def reasons_against(
-    topology: Topology, placement: Mapping[str, str], vm: VM, destination: Host
+    topology: Topology,
+    placement: Mapping[str, str],
+    vm: VM,
+    destination: Host,
+    arriving: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Why the VM may not move there; empty if it may. Each reason says what to do."""
+    """Why the VM may not move there; empty if it may. Each reason says what to do.
+
+    `arriving` are VMs on their way there; those that leave are there until they have left.
+    """
     source = placement.get(vm.name, vm.host)
     if source == destination.name:
         return (f"{vm.name} runs on {source} already; name another host",)
-    reasons = _memory_reasons(topology, placement, vm, destination)
+    here = [
+        v
+        for v in topology.vms
+        if placement.get(v.name, v.host) == destination.name or v.name in arriving
+    ]
+    reasons = _memory_reasons(vm, destination, here)
     if vm.vcpus > destination.cores:
         reasons.append(
             f"{destination.name} has {destination.cores} cores and {vm.name} has {vm.vcpus} vCPUs;"
@@ -96,7 +105,7 @@ def reasons_against(
                 f"{destination.name} carries port group {nic.portgroup!r} at MTU {vswitch.mtu},"
                 f" less than {nic.name}'s {nic.mtu}; give both virtual switches the same MTU"
             )
-    reasons += _bandwidth_reasons(topology, placement, vm, destination)
+    reasons += _bandwidth_reasons(vm, destination, here)
     reasons += [
         f"{name} has no vmk with the vmotion service; add 'services: [vmotion]' to one of its vmks"
         for name in (source, destination.name)
@@ -105,9 +114,7 @@ def reasons_against(
     return tuple(reasons)
 
 
-def _bandwidth_reasons(
-    topology: Topology, placement: Mapping[str, str], vm: VM, destination: Host
-) -> list[str]:
+def _bandwidth_reasons(vm: VM, destination: Host, here: list[VM]) -> list[str]:
     """NIOC guarantees a VM's adapter its reservation, so a host takes no more than it can hold."""
     reasons = []
     for vswitch in destination.vswitches:
@@ -115,7 +122,6 @@ def _bandwidth_reasons(
             continue
         allocations = dict(vswitch.nioc.allocations)
         room = allocations[VM_TRAFFIC].reservation_bps if VM_TRAFFIC in allocations else 0
-        here = [v for v in topology.vms if placement.get(v.name, v.host) == destination.name]
         taken = sum(_reserved_bps(other, vswitch) for other in here if other.name != vm.name)
         wanted = _reserved_bps(vm, vswitch)
         if wanted and taken + wanted > room:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections import deque
 from contextlib import AsyncExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,14 @@ from testbed.errors import LabError, TestbedError
 from testbed.lab import vmx
 from testbed.lab.child import Child
 from testbed.lab.cpus import cpu_count
+from testbed.lab.line import WaitingLine
 from testbed.lab.link_change import changed_links
-from testbed.lab.planning import network_here, plan_here
+from testbed.lab.planning import network_here
 from testbed.lab.reservations import Reservations
 from testbed.lab.running_vm import RunningVM
 from testbed.lab.teams import Teams
 from testbed.lab.together import at_most
+from testbed.lab.turns import Turns
 from testbed.lab.wires import Wires
 from testbed.lab.workload_change import changed_workloads
 from testbed.plan.network import Network
@@ -60,8 +62,10 @@ class Estate:
         self.link_events: deque[tuple[int, str]] = deque(maxlen=MOST_LINK_EVENTS)
         """What `testbed link` has done, and when (CLOCK_MONOTONIC, ns)."""
         self.vms: dict[str, RunningVM] = {}
-        self.changing = asyncio.Lock()
-        """Held by whatever builds something: one at a time."""
+        self.turns = Turns()
+        """Whatever builds something does it in its turn."""
+        self.line: WaitingLine[str] = WaitingLine(lambda inside, host: host not in inside)
+        """Migrations, by their destinations, of which each takes in one at a time."""
         self.describing = asyncio.Lock()
         """Held while `topology` changes, which a link's change may do beside a migration."""
         self.wires = Wires(Network.cpu_of(journal.plan.lab, cpu_count()))
@@ -78,12 +82,6 @@ class Estate:
         """Note a new state of the lab, on disk first."""
         journal.write(self.directory.journal)
         self.journal = journal
-
-    def stand(self, placement: dict[str, str]) -> None:
-        """Note that the lab stands, with its VMs placed so, and follow what is in it."""
-        plan = plan_here(self.topology, placement)
-        self.write_journal(replace(self.journal, state="up", plan=plan, placement=placement))
-        self.follow(placement)
 
     def follow(self, *placements: Mapping[str, str]) -> None:
         """Follow the links and reservations of the lab, with its VMs placed in all these ways."""

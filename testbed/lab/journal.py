@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from testbed.plan.plan import Plan
+    from testbed.plan.steps import KernelStep
     from testbed.topology.model import Topology
 
 State = Literal["building", "up", "changing", "broken"]
-VERSION = 3
+VERSION = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A migration under way: where its VM goes, and the steps that were made for it there."""
+
+    to: str
+    made: tuple[KernelStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +35,10 @@ class Journal:
     """A lab as it was last written down.
 
     `plan` is what stands while the state is `up`; in any other state it is all that may
-    stand. `placement` holds the hosts of the VMs that have moved from the file's, `links` what
-    has been changed on links since (`link_change.LinkChange` as JSON), `workloads` what VMs have
-    been switched to (`guest.workloads` as JSON), `traces` as `topology.loads` takes them.
+    stand, with what the migrations under way have made (`moves`, by their VMs). `placement` holds
+    the hosts of the VMs that have moved from the file's, `links` what has been changed on links
+    since (`link_change.LinkChange` as JSON), `workloads` what VMs have been switched to
+    (`guest.workloads` as JSON), `traces` as `topology.loads` takes them.
     """
 
     state: State
@@ -39,6 +49,7 @@ class Journal:
     links: tuple[dict[str, Any], ...] = ()
     workloads: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     traces: dict[str, str] = field(default_factory=dict)
+    moves: dict[str, Moving] = field(default_factory=dict)
 
     def topology(self) -> Topology:
         """The topology as its file says, without what has been changed since."""
@@ -59,6 +70,7 @@ class Journal:
             "links": list(self.links),
             "workloads": self.workloads,
             "traces": self.traces,
+            "moves": {vm: _moving_to_json(move) for vm, move in self.moves.items()},
             "plan": plans.to_json(self.plan),
         }
         new = path.with_suffix(".new")
@@ -88,6 +100,7 @@ class Journal:
                 links=tuple(data["links"]),
                 workloads=data["workloads"],
                 traces=data["traces"],
+                moves={vm: _moving_from_json(move) for vm, move in data["moves"].items()},
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             lab = path.parent.name
@@ -95,3 +108,12 @@ class Journal:
                 f"read the journal {path}: {error};"
                 f" 'testbed down {lab}' removes what carries the lab's name"
             ) from error
+
+
+def _moving_to_json(move: Moving) -> dict[str, Any]:
+    return {"to": move.to, "made": [plans.step_to_json(step) for step in move.made]}
+
+
+def _moving_from_json(data: dict[str, Any]) -> Moving:
+    made = plans.kernel_steps(plans.step_from_json(step) for step in data["made"])
+    return Moving(data["to"], tuple(made))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import LabError
@@ -41,6 +41,8 @@ class RunningVM:
     sleep_ns_per_ms: int | None = None
     migrating: bool = False
     recording: bool = False
+    configuration: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whatever changes what the VM is, or moves it."""
 
     @property
     def state(self) -> str:

@@ -24,10 +24,11 @@ from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
 from testbed.lab.link import change_link, in_place
 from testbed.lab.link_change import LinkChange
 from testbed.lab.preloaded import Preloaded
-from testbed.lab.vmotion import migrate
+from testbed.lab.vmotion import migrate, migrate_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
 
 
 class Supervisor:
@@ -101,10 +102,11 @@ class Supervisor:
             "link": lambda: self._link(request, emit),
             "wires": estate.wire_reading,
             "vm": lambda: vm_commands.vm_status(estate, request),
-            "workload": lambda: self._alone(vm_commands.switch(estate, request), emit),
-            "throttle": lambda: self._alone(vm_commands.throttle(estate, request), emit),
+            "workload": lambda: self._beside(vm_commands.switch(estate, request), emit),
+            "throttle": lambda: self._beside(vm_commands.throttle(estate, request), emit),
             "record": lambda: vm_commands.record(estate, request, gone),
-            "migrate": lambda: self._alone(migrate(estate, request, emit, gone), emit),
+            "migrate": lambda: migrate(estate, request, emit, gone),
+            "migrate-all": lambda: migrate_all(estate, request, emit, gone),
             "feel": lambda: feel(estate, request, gone),
         }
         try:
@@ -129,11 +131,27 @@ class Supervisor:
     async def _alone(
         self, change: Coroutine[Any, Any, Message], emit: Callable[[Message], None]
     ) -> Message:
-        """One change of the lab at a time; the next one waits."""
-        if self.estate.changing.locked():
+        """A change of the lab that waits for all others, and others for it."""
+        return await self._in_turn(change, self.estate.turns.alone(), emit, alone=True)
+
+    async def _beside(
+        self, change: Coroutine[Any, Any, Message], emit: Callable[[Message], None]
+    ) -> Message:
+        """One of a VM, which disturbs no migration of another."""
+        return await self._in_turn(change, self.estate.turns.beside(), emit, alone=False)
+
+    async def _in_turn(
+        self,
+        change: Coroutine[Any, Any, Message],
+        turn: AbstractAsyncContextManager[None],
+        emit: Callable[[Message], None],
+        *,
+        alone: bool,
+    ) -> Message:
+        if self.estate.turns.must_wait(alone=alone):
             emit({"event": "waiting"})
         try:
-            async with self.estate.changing:
+            async with turn:
                 return await change
         finally:
             change.close()  # if it was cancelled before it began

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from testbed.errors import InputError, LabError
+from testbed.errors import InputError
 from testbed.guest.workload_text import describe_workloads
 from testbed.guest.workloads import from_json, to_json
+from testbed.lab import moves
 from testbed.lab.workload_change import changed_workloads
 from testbed.plan.plan import Plan
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import AsyncIterator
 
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
@@ -33,10 +36,14 @@ async def switch(estate: Estate, request: Message) -> Message:
 
     Raises:
         InputError: there is no such VM.
-        LabError: the VM has failed or is being recorded, or can't do that and goes on as it was.
+        LabError: the VM has failed, is being recorded or migrated, or can't do that and goes on
+            as it was.
     """
-    vm = _sound(estate, request, "switch its workloads")
-    vm.require_unrecorded("switch its workloads")
+    async with _configured(estate, request, "switch its workloads") as vm:
+        return await _switch(estate, request, vm)
+
+
+async def _switch(estate: Estate, request: Message, vm: RunningVM) -> Message:
     name = vm.step.vm
     async with estate.describing:
         wanted = replace(vm.step, workloads=tuple(map(from_json, request["workloads"])))
@@ -56,11 +63,10 @@ async def throttle(estate: Estate, request: Message) -> Message:
 
     Raises:
         InputError: there is no such VM.
-        LabError: the VM has failed or is being recorded.
+        LabError: the VM has failed, or is being recorded or migrated.
     """
-    vm = _sound(estate, request, "throttle it")
-    vm.require_unrecorded("throttle it")
-    await vm.throttle(request["sleep_ns_per_ms"])
+    async with _configured(estate, request, "throttle it") as vm:
+        await vm.throttle(request["sleep_ns_per_ms"])
     return {}
 
 
@@ -72,8 +78,7 @@ async def record(estate: Estate, request: Message, gone: asyncio.Event) -> Messa
         LabError: the VM has failed, is migrating or being recorded, or can't be tracked.
     """
     vm = _sound(estate, request, "record it")
-    if vm.migrating:
-        raise LabError(f"record {vm.step.vm}: it is being migrated, which tracks its writes; wait")
+    moves.require_unmoved(estate, vm.step.vm, "record it")
     vm.require_unrecorded("record it")
     return await vm.record(request["duration_ns"], request["interval_ns"], gone)
 
@@ -91,3 +96,20 @@ def _sound(estate: Estate, request: Message, attempt: str) -> RunningVM:
     vm = _find(estate, request)
     vm.require_sound(attempt, estate.journal.topology_file)
     return vm
+
+
+@asynccontextmanager
+async def _configured(estate: Estate, request: Message, attempt: str) -> AsyncIterator[RunningVM]:
+    """A VM whose configuration may be changed in the block.
+
+    Raises:
+        InputError: there is no such VM.
+        LabError: it has failed, or is being recorded or migrated.
+    """
+    vm = _sound(estate, request, attempt)
+    moves.require_unmoved(estate, vm.step.vm, attempt)  # rather than wait for it
+    async with vm.configuration:
+        vm = _sound(estate, request, attempt)
+        moves.require_unmoved(estate, vm.step.vm, attempt)
+        vm.require_unrecorded(attempt)
+        yield vm

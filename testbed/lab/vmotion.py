@@ -1,46 +1,28 @@
-"""One migration as the supervisor conducts it: two VMX processes, two wires, one guest."""
+"""Migrations as the supervisor conducts them: asked for, admitted, carried out, told."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import traceback
+from typing import TYPE_CHECKING
 
-from testbed.errors import InputError, LabError, MigrationError
-from testbed.kernel import builder, undo
-from testbed.lab import compare, vmx
+from testbed.errors import InputError, LabError, TestbedError
+from testbed.lab import moves
 from testbed.lab.admission import reasons_against, vmotion_path
-from testbed.lab.change import alter_steps
-from testbed.lab.child import Child, checked
-from testbed.lab.felt import follow, report, wait_unless, watching
-from testbed.lab.outcome import Arrived, Outcome, migration_result
-from testbed.lab.planning import plan_here
+from testbed.lab.client import error_message
+from testbed.lab.felt import report, wait_unless, watching
+from testbed.lab.move import Move
+from testbed.lab.outcome import migration_result
 from testbed.lab.wires import reports
-from testbed.plan.difference import difference
-from testbed.plan.plan import Plan, kernel_steps
-from testbed.plan.policies import Chain
-from testbed.plan.steps import Bridge, PowerOn, Veth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from testbed.lab.admission import VmotionPath
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
     from testbed.lab.running_vm import RunningVM
-    from testbed.plan.difference import Difference
-    from testbed.plan.steps import KernelStep, Step
     from testbed.topology.model import VM, Host
-
-PREPARE_DEADLINE_S = 120.0
-ARRIVAL_DEADLINE_S = 10.0
-COMPARE_DEADLINE_S = 240.0
-PORT = 8000
-"""vMotion's TCP port (vmotion-facts.md, section 6)."""
 
 
 async def migrate(
@@ -53,8 +35,28 @@ async def migrate(
 
     Raises:
         InputError: there is no such VM or host.
-        LabError: the VM may not move there; nothing was touched.
+        LabError: the VM may not move there, or its turn had not come when it was cancelled;
+            nothing was touched.
     """
+    _checked_request(estate, request)
+
+    def wait(ahead: int) -> None:
+        emit({"event": "queued", "ahead": ahead})
+
+    async with estate.line.admitted(request["to"], wait, gone) as admitted:
+        if not admitted:
+            raise LabError(f"migrate {request['vm']} to {request['to']}: cancelled while it waited")
+        if estate.turns.must_wait(alone=False):
+            emit({"event": "waiting"})
+        async with estate.turns.beside():
+            running, _, _ = _checked_request(estate, request)
+            async with running.configuration:  # facts row 42: locked until the VM has moved
+                return await _migrate(estate, request, emit, gone)
+
+
+async def _migrate(
+    estate: Estate, request: Message, emit: Callable[[Message], None], gone: asyncio.Event
+) -> Message:
     running, vm, host = _checked_request(estate, request)
     path = vmotion_path(estate.topology.host(running.step.host), host)
     probe = request.get("probe")
@@ -62,7 +64,7 @@ async def migrate(
     async with watching(estate, running, probe) as watch:
         await wait_unless(gone, around_ns)
         started_ns = time.monotonic_ns()
-        move = _Move(estate, running, vm, host, path, request, emit, gone, started_ns)
+        move = Move(estate, running, vm, host, path, request, emit, gone, started_ns)
         standing, before = running.step, await estate.wire_reading()
         outcome = await move.carry_out()
         wires = reports(before, await estate.wire_reading())
@@ -80,218 +82,66 @@ async def migrate(
     )
 
 
-def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, Host]:
-    name, to = request["vm"], request["to"]
+async def migrate_all(
+    estate: Estate, request: Message, emit: Callable[[Message], None], gone: asyncio.Event
+) -> Message:
+    """Move several VMs, `request["moves"]`: [VM, host] each; the rest as `migrate`.
+
+    Every event names its `vm` and where `to`. The last one of each has its `result`, or the
+    `error` for which it was not begun: it does not disturb the others.
+
+    Raises:
+        InputError: there is no such VM or host; nothing was touched.
+    """
+    for vm, to in request["moves"]:
+        _known(estate, vm, to)
+
+    async def one(vm: str, to: str) -> None:
+        def tell(message: Message) -> None:
+            emit({**message, "vm": vm, "to": to})
+
+        asked = {**request, "vm": vm, "to": to}
+        try:
+            tell({"event": "ended", "result": await migrate(estate, asked, tell, gone)})
+        except TestbedError as error:
+            tell({"event": "ended", **error_message(error)})
+        except Exception as error:  # a fault in one must not end the others
+            traceback.print_exc()
+            tell(
+                {"event": "ended", **error_message(LabError(f"fault in the supervisor: {error!r}"))}
+            )
+
+    async with asyncio.TaskGroup() as group:
+        for vm, to in request["moves"]:
+            group.create_task(one(vm, to))
+    return {}
+
+
+def _known(estate: Estate, name: str, to: str) -> Host:
+    """The host, if there are such a VM and such a host.
+
+    Raises:
+        InputError: there are not.
+    """
     if name not in estate.vms:
         raise InputError(f"there is no VM {name!r}; there are: {', '.join(sorted(estate.vms))}")
     hosts = {host.name: host for host in estate.topology.hosts}
     if to not in hosts:
         raise InputError(f"there is no host {to!r}; there are: {', '.join(sorted(hosts))}")
+    return hosts[to]
+
+
+def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, Host]:
+    name, to = request["vm"], request["to"]
+    host = _known(estate, name, to)
     running = estate.vms[name]
     running.require_sound("migrate it", estate.journal.topology_file)
     running.require_unrecorded("migrate it")
+    moves.require_unmoved(estate, name, "migrate it")
     vm = estate.topology.vm(name)
     where = {other: v.step.host for other, v in estate.vms.items()}
-    reasons = reasons_against(estate.topology, where, vm, hosts[to])
+    arriving = [one for one, moving in estate.journal.moves.items() if moving.to == to]
+    reasons = reasons_against(estate.topology, where, vm, host, arriving)
     if reasons:
         raise LabError(f"migrate {name} to {to}: " + "; and ".join(reasons))
-    return running, vm, hosts[to]
-
-
-def _wires(steps: list[KernelStep]) -> list[Veth]:
-    return [step for step in steps if isinstance(step, Veth)]
-
-
-def _closed(step: KernelStep) -> KernelStep:
-    """A step of the VM's new port as it is made: closed, and its address not known there yet."""
-    if isinstance(step, Veth):
-        return replace(step, b=replace(step.b, forwarding=False))
-    return replace(step, listed=False) if isinstance(step, Chain) else step
-
-
-def _altered(
-    change: Difference, before: Mapping[str, Step], after: Mapping[str, Step]
-) -> tuple[tuple[Step, Step], ...]:
-    """What else a move alters: the chains that mirror to the VM's port, where it is promiscuous."""
-    redone = [step.key for step in kernel_steps(change.do) if step.key in before]
-    return (*change.alter, *((before[key], after[key]) for key in redone))
-
-
-@dataclass(slots=True)
-class _Move:
-    estate: Estate
-    running: RunningVM
-    vm: VM
-    host: Host
-    path: VmotionPath
-    request: Message
-    emit: Callable[[Message], None]
-    gone: asyncio.Event
-    started_ns: int
-    nic_line: dict[str, int | None] = field(default_factory=dict)
-    """Where a NIC process finds the guest at the destination."""
-
-    @property
-    def old_step(self) -> PowerOn:
-        """The VM as it stood before."""
-        return self.running.step
-
-    async def carry_out(self) -> Outcome:
-        """Wires, destination, transfer; undone as far as it has come if it fails."""
-        estate, old = self.estate, self.estate.journal
-        placement = {**old.placement, self.vm.name: self.host.name}
-        plan = plan_here(estate.topology, placement)
-        change = difference(old.plan, plan)
-        before, after = old.plan.by_key(), plan.by_key()
-        made = [step for step in kernel_steps(change.do) if step.key not in before]
-        gone = [step for step in kernel_steps(change.undo) if step.key not in after]
-        step = next(s for s in change.do if isinstance(s, PowerOn) and s.vm == self.vm.name)
-        async with AsyncExitStack() as stack:
-            estate.write_journal(
-                replace(old, state="changing", plan=Plan(plan.lab, (*old.plan.steps, *made)))
-            )
-            # Not `old` itself: links may have been changed meanwhile.
-            stack.callback(estate.stand, old.placement)
-            builder.build([_closed(step) for step in made])
-            stack.callback(undo.remove, made)
-            estate.follow(old.placement, placement)
-            arriving = await estate.spawn(step)
-            stack.push_async_callback(arriving.end)
-            stack.callback(follow, estate, self.vm.name, self._memory())
-            outcome = await self._transfer(arriving, _wires(made), _wires(gone))
-            if outcome.arrived is not None:
-                stack.pop_all()
-                await self._settle(arriving, outcome.arrived.memory_fd, step)
-                await alter_steps(estate, _altered(change, before, after))
-                undo.remove(gone)
-                estate.stand(placement)
-        return outcome
-
-    async def _settle(self, arriving: Child, memory_fd: int, step: PowerOn) -> None:
-        """The VM is at its new host: let go of the old one."""
-        leaving = self.running.channel
-        running = self.running
-        running.step, running.channel, running.memory_fd = step, arriving, memory_fd
-        running.nic_line = self.nic_line
-        follow(self.estate, self.vm.name, (arriving.pid, memory_fd))
-        await leaving.end()
-        if running.silent:  # it ended while it served both: nobody has told the new guest
-            await running.let_go_of_nic()
-
-    def _memory(self) -> tuple[int, int]:
-        """The guest's at the source: process and descriptor."""
-        return self.running.channel.pid, self.running.memory_fd
-
-    def _spec(self) -> dict[str, Any]:
-        return {
-            "migration_id": time.time_ns() // 1000,
-            "secret": secrets.token_hex(32),
-            "guest": vmx.guest_fields(self.old_step, str(self.estate.files(self.old_step))),
-            "source_address": self.path.source_address,
-            "destination_address": self.path.destination_address,
-            "port": PORT,
-            "switchover_goal_ns": self.request["switchover_goal_ns"],
-            "verify": self.request["verify"],
-            "trace": self.request.get("trace"),
-        }
-
-    def _nics(self) -> list[tuple[str, str | None]]:
-        netns = self.old_step.netns
-        bridges = [
-            s for s in self.estate.journal.plan.steps if isinstance(s, Bridge) and s.netns == netns
-        ]
-        return [(bridge.name, bridge.mac) for bridge in bridges]
-
-    async def _transfer(self, arriving: Child, made: list[Veth], gone: list[Veth]) -> Outcome:
-        """Let the two ends work, and find out which of them has the guest."""
-        spec, nics, leaving = self._spec(), self._nics(), self.running.channel
-        nic = self.running.nic if self.running.nic and not self.running.nic.trouble else None
-        there: Message = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
-        there["nic_pid"] = nic.child.pid if nic is not None else None
-        there["sleep_ns_per_ms"] = self.running.sleep_ns_per_ms
-        here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
-        async with leaving.conversation:
-            self.running.migrating = True
-            arriving.ask({"command": "receive", **there})
-            said = checked(await arriving.receive(PREPARE_DEADLINE_S))
-            self.nic_line = said["nic_line"]
-            if nic is not None:  # it goes on there as soon as the guest does
-                await nic.attach(arriving.pid, self.nic_line, self.vm.vcpus)
-            there_too = (arriving.pid, said["memory_fd"])
-            follow(self.estate, self.vm.name, self._memory(), there_too)
-            leaving.ask({"command": "migrate", "started_ns": self.started_ns, **here})
-            source = asyncio.create_task(self._follow_source(leaving))
-            destination = asyncio.create_task(self._follow_destination(leaving, arriving))
-            cancelling = asyncio.create_task(self._cancel_when_gone(leaving))
-            try:
-                return await self._settled(source, destination, arriving, here)
-            finally:
-                self.running.migrating = False
-                for task in (source, destination, cancelling):
-                    task.cancel()
-
-    async def _cancel_when_gone(self, leaving: Child) -> None:
-        await self.gone.wait()
-        leaving.tell({"command": "cancel"})
-
-    async def _follow_source(self, leaving: Child) -> Message:
-        """Pass its progress on; its last word."""
-        while (said := await leaving.receive()).get("event") == "progress":
-            self.emit(said)
-        return said
-
-    async def _follow_destination(self, leaving: Child, arriving: Child) -> Arrived:
-        """Its guest, running; when it holds the guest to be verified, compare first.
-
-        Raises:
-            LabError: it failed, or the memories could not be compared.
-        """
-        verification = None
-        said = checked(await arriving.receive())
-        if said["event"] == "loaded":
-            try:
-                verification = await self._compare(leaving, arriving, said["memory_fd"])
-            except BaseException:
-                await arriving.end()  # or the source would wait for it
-                raise
-            arriving.tell({"command": "go"})
-            said = checked(await arriving.receive())
-        return Arrived(said["memory_fd"], verification)
-
-    async def _compare(self, leaving: Child, arriving: Child, memory_fd: int) -> Message:
-        """Both memories at rest, compared by a process of its own."""
-        source = (leaving.pid, self.running.memory_fd)
-        reader = await Child.spawn(
-            partial(compare.run, source=source, destination=(arriving.pid, memory_fd))
-        )
-        try:
-            return await reader.receive(COMPARE_DEADLINE_S)
-        finally:
-            await reader.end()
-
-    async def _settled(
-        self,
-        source: asyncio.Task[Message],
-        destination: asyncio.Task[Arrived],
-        arriving: Child,
-        here: Message,
-    ) -> Outcome:
-        """How it ended. The guest is left on one side, unless its VMX died with it."""
-        try:
-            said = await source
-        except LabError as error:
-            said = {"cause": f"the source's VMX ended with the guest ({error})"}
-        if said.get("event") != "sent" and not said.get("uncertain", True):
-            return Outcome.failed(said)
-        try:
-            arrived = await asyncio.wait_for(destination, ARRIVAL_DEADLINE_S)
-        except (LabError, MigrationError, TimeoutError) as error:
-            await arriving.end()  # now it surely doesn't run there, and never will
-            leaving = self.running.channel
-            if leaving.trouble is None:
-                leaving.ask({"command": "take_back", **here})
-                checked(await leaving.receive(ARRIVAL_DEADLINE_S))
-            if said.get("event") == "sent":
-                said = {"phase": "resume", "cause": f"the destination ended: {error}"}
-            return Outcome.failed(said)
-        return Outcome.completed(arrived, said.get("engine"))
+    return running, vm, host

@@ -83,7 +83,11 @@ def test_room_counts_what_has_moved_there(topology: Topology) -> None:
     )  # fmt: skip
     (reason,) = reasons_against(two, {}, two.vm("db01"), two.host("esx02"))
     assert "1 GiB of memory free" in reason
-    assert reasons_against(two, {"db02": "esx01"}, two.vm("db01"), two.host("esx02")) == ()
+    away = {"db02": "esx01"}
+    assert reasons_against(two, away, two.vm("db01"), two.host("esx02")) == ()
+    # Nor does it lend the room of one that is on its way.
+    (reason,) = reasons_against(two, away, two.vm("db01"), two.host("esx02"), ["db02"])
+    assert "1 GiB of memory free" in reason
 
 
 def test_swapped_pages_stay_where_they_are() -> None:

@@ -14,10 +14,10 @@ import pytest
 from testbed.errors import InputError, LabError
 from testbed.lab.directory import LabDirectory, labs
 from testbed.lab.identity import ProcessIdentity
-from testbed.lab.journal import Journal
+from testbed.lab.journal import Journal, Moving
 from testbed.lab.lines import LineSocket
 from testbed.plan.plan import Plan
-from testbed.plan.steps import Netns
+from testbed.plan.steps import Bridge, Netns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +74,8 @@ def test_a_journal_survives_the_disk(tmp_path: Path) -> None:
     directory.create()
     journal = Journal("up", "x.yaml", "name: x", Plan("kept", (Netns("n", "n", "vm"),)), {"a": "b"})
     journal = replace(journal, workloads={"db01": [{"kind": "ping"}]}, traces={"t.csv": "at_s"})
+    made = Bridge("n", "eth0", 1500, "", None)
+    journal = replace(journal, state="changing", moves={"db01": Moving("esx02", (made,))})
     journal.write(directory.journal)
     assert Journal.read(directory.journal) == journal
     assert labs(tmp_path) == ("kept",)

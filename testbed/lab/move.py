@@ -1,0 +1,222 @@
+"""One VM on its way to another host: its wires there, its two VMX processes, the transfer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from testbed.errors import LabError, MigrationError
+from testbed.kernel import builder, undo
+from testbed.lab import compare, moves, vmx
+from testbed.lab.change import alter_steps
+from testbed.lab.child import Child, checked
+from testbed.lab.felt import follow
+from testbed.lab.journal import Moving
+from testbed.lab.outcome import Arrived, Outcome
+from testbed.lab.rewiring import closed, rewiring, wires
+from testbed.plan.steps import Bridge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testbed.lab.admission import VmotionPath
+    from testbed.lab.estate import Estate
+    from testbed.lab.lines import Message
+    from testbed.lab.running_vm import RunningVM
+    from testbed.plan.steps import PowerOn, Veth
+    from testbed.topology.model import VM, Host
+
+PREPARE_DEADLINE_S = 120.0
+ARRIVAL_DEADLINE_S = 10.0
+COMPARE_DEADLINE_S = 240.0
+PORT = 8000
+"""vMotion's TCP port (vmotion-facts.md, section 6)."""
+
+
+@dataclass(slots=True)
+class Move:
+    """One migration from its first wire to its last; `path` is its vMotion adapters."""
+
+    estate: Estate
+    running: RunningVM
+    vm: VM
+    host: Host
+    path: VmotionPath
+    request: Message
+    emit: Callable[[Message], None]
+    gone: asyncio.Event
+    started_ns: int
+    nic_line: dict[str, int | None] = field(default_factory=dict)
+    """Where a NIC process finds the guest at the destination."""
+
+    @property
+    def old_step(self) -> PowerOn:
+        """The VM as it stood before."""
+        return self.running.step
+
+    async def carry_out(self) -> Outcome:
+        """Wires, destination, transfer; undone as far as it has come if it fails.
+
+        What is done to the lab is done at one go: no other migration comes in between.
+        """
+        estate, name, to = self.estate, self.vm.name, self.host.name
+        plan = rewiring(estate.topology, estate.journal.placement, name, to)
+        async with AsyncExitStack() as stack:
+            moves.begin(estate, name, Moving(to, plan.made))
+            stack.callback(moves.end, estate, name, arrived=False)
+            builder.build([closed(step) for step in plan.made])
+            stack.callback(undo.remove, plan.made)
+            moves.follow_all(estate)
+            arriving = await estate.spawn(plan.step)
+            stack.push_async_callback(arriving.end)
+            stack.callback(follow, estate, name, self._memory())
+            outcome = await self._transfer(arriving, wires(plan.made), wires(plan.gone))
+            if outcome.arrived is not None:
+                stack.pop_all()
+                await self._settle(arriving, outcome.arrived.memory_fd, plan.step)
+                # Others have come and gone meanwhile.
+                now = rewiring(
+                    estate.topology, estate.journal.placement, name, to, standing=plan.made
+                )
+                await alter_steps(estate, now.altered)
+                undo.remove(now.gone)
+                moves.end(estate, name, arrived=True)
+        return outcome
+
+    async def _settle(self, arriving: Child, memory_fd: int, step: PowerOn) -> None:
+        """The VM is at its new host: let go of the old one."""
+        leaving = self.running.channel
+        running = self.running
+        running.step, running.channel, running.memory_fd = step, arriving, memory_fd
+        running.nic_line = self.nic_line
+        follow(self.estate, self.vm.name, (arriving.pid, memory_fd))
+        await leaving.end()
+        if running.silent:  # it ended while it served both: nobody has told the new guest
+            await running.let_go_of_nic()
+
+    def _memory(self) -> tuple[int, int]:
+        """The guest's at the source: process and descriptor."""
+        return self.running.channel.pid, self.running.memory_fd
+
+    def _spec(self) -> dict[str, Any]:
+        return {
+            "migration_id": time.time_ns() // 1000,
+            "secret": secrets.token_hex(32),
+            "guest": vmx.guest_fields(self.old_step, str(self.estate.files(self.old_step))),
+            "source_address": self.path.source_address,
+            "destination_address": self.path.destination_address,
+            "port": PORT,
+            "switchover_goal_ns": self.request["switchover_goal_ns"],
+            "verify": self.request["verify"],
+            "trace": self.request.get("trace"),
+        }
+
+    def _nics(self) -> list[tuple[str, str | None]]:
+        netns = self.old_step.netns
+        bridges = [
+            s for s in self.estate.journal.plan.steps if isinstance(s, Bridge) and s.netns == netns
+        ]
+        return [(bridge.name, bridge.mac) for bridge in bridges]
+
+    async def _transfer(self, arriving: Child, made: list[Veth], gone: list[Veth]) -> Outcome:
+        """Let the two ends work, and find out which of them has the guest."""
+        spec, nics, leaving = self._spec(), self._nics(), self.running.channel
+        nic = self.running.nic if self.running.nic and not self.running.nic.trouble else None
+        there: Message = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
+        there["nic_pid"] = nic.child.pid if nic is not None else None
+        there["sleep_ns_per_ms"] = self.running.sleep_ns_per_ms
+        here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
+        async with leaving.conversation:
+            self.running.migrating = True
+            arriving.ask({"command": "receive", **there})
+            try:
+                said = checked(await arriving.receive(PREPARE_DEADLINE_S))
+            except (LabError, MigrationError) as error:
+                self.running.migrating = False
+                return Outcome.failed({"phase": "prepare", "cause": f"at the destination: {error}"})
+            self.nic_line = said["nic_line"]
+            if nic is not None:  # it goes on there as soon as the guest does
+                await nic.attach(arriving.pid, self.nic_line, self.vm.vcpus)
+            there_too = (arriving.pid, said["memory_fd"])
+            follow(self.estate, self.vm.name, self._memory(), there_too)
+            leaving.ask({"command": "migrate", "started_ns": self.started_ns, **here})
+            source = asyncio.create_task(self._follow_source(leaving))
+            destination = asyncio.create_task(self._follow_destination(leaving, arriving))
+            cancelling = asyncio.create_task(self._cancel_when_gone(leaving))
+            try:
+                return await self._settled(source, destination, arriving, here)
+            finally:
+                self.running.migrating = False
+                for task in (source, destination, cancelling):
+                    task.cancel()
+
+    async def _cancel_when_gone(self, leaving: Child) -> None:
+        await self.gone.wait()
+        leaving.tell({"command": "cancel"})
+
+    async def _follow_source(self, leaving: Child) -> Message:
+        """Pass its progress on; its last word."""
+        while (said := await leaving.receive()).get("event") == "progress":
+            self.emit(said)
+        return said
+
+    async def _follow_destination(self, leaving: Child, arriving: Child) -> Arrived:
+        """Its guest, running; when it holds the guest to be verified, compare first.
+
+        Raises:
+            LabError: it failed, or the memories could not be compared.
+        """
+        verification = None
+        said = checked(await arriving.receive())
+        if said["event"] == "loaded":
+            try:
+                verification = await self._compare(leaving, arriving, said["memory_fd"])
+            except BaseException:
+                await arriving.end()  # or the source would wait for it
+                raise
+            arriving.tell({"command": "go"})
+            said = checked(await arriving.receive())
+        return Arrived(said["memory_fd"], verification)
+
+    async def _compare(self, leaving: Child, arriving: Child, memory_fd: int) -> Message:
+        """Both memories at rest, compared by a process of its own."""
+        source = (leaving.pid, self.running.memory_fd)
+        reader = await Child.spawn(
+            partial(compare.run, source=source, destination=(arriving.pid, memory_fd))
+        )
+        try:
+            return await reader.receive(COMPARE_DEADLINE_S)
+        finally:
+            await reader.end()
+
+    async def _settled(
+        self,
+        source: asyncio.Task[Message],
+        destination: asyncio.Task[Arrived],
+        arriving: Child,
+        here: Message,
+    ) -> Outcome:
+        """How it ended. The guest is left on one side, unless its VMX died with it."""
+        try:
+            said = await source
+        except LabError as error:
+            said = {"cause": f"the source's VMX ended with the guest ({error})"}
+        if said.get("event") != "sent" and not said.get("uncertain", True):
+            return Outcome.failed(said)
+        try:
+            arrived = await asyncio.wait_for(destination, ARRIVAL_DEADLINE_S)
+        except (LabError, MigrationError, TimeoutError) as error:
+            await arriving.end()  # now it surely doesn't run there, and never will
+            leaving = self.running.channel
+            if leaving.trouble is None:
+                leaving.ask({"command": "take_back", **here})
+                checked(await leaving.receive(ARRIVAL_DEADLINE_S))
+            if said.get("event") == "sent":
+                said = {"phase": "resume", "cause": f"the destination ended: {error}"}
+            return Outcome.failed(said)
+        return Outcome.completed(arrived, said.get("engine"))

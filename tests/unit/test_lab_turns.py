@@ -1,0 +1,130 @@
+"""Whose turn it is: changes alone, migrations beside one another, and the line before a host."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from testbed.lab.line import WaitingLine
+from testbed.lab.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+async def _settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_migrations_go_side_by_side_and_a_change_waits_for_them() -> None:
+    async def main() -> list[str]:
+        turns, said = Turns(), []
+
+        async def change(name: str) -> None:
+            async with turns.alone():
+                said.append(name)
+
+        async def move(name: str) -> None:
+            async with turns.beside():
+                said.append(name)
+
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(turns.beside())
+            assert not turns.must_wait(alone=False)
+            assert turns.must_wait(alone=True)
+            await stack.enter_async_context(turns.beside())
+            tasks = [asyncio.create_task(change("apply"))]
+            await _settle()
+            # One that comes after a change which waits must not overtake it, or it waits for ever.
+            assert turns.must_wait(alone=False)
+            tasks.append(asyncio.create_task(move("late")))
+            await _settle()
+            assert said == []
+        await asyncio.gather(*tasks)
+        assert not turns.must_wait(alone=True)
+        return said
+
+    assert asyncio.run(main()) == ["apply", "late"]
+
+
+def test_a_change_that_is_cancelled_while_it_waits_holds_nobody_back() -> None:
+    async def main() -> None:
+        turns = Turns()
+
+        async def change() -> None:
+            async with turns.alone():
+                raise AssertionError
+
+        async with turns.beside():
+            task = asyncio.create_task(change())
+            await _settle()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not turns.must_wait(alone=False)
+
+    asyncio.run(main())
+
+
+def two_each(inside: Sequence[str], host: str) -> bool:
+    return inside.count(host) < 2
+
+
+def test_the_line_lets_in_by_order_and_whoever_fits() -> None:
+    async def main() -> list[str]:
+        line = WaitingLine(two_each)
+        said: list[str] = []
+        gone = asyncio.Event()
+        leave = {name: asyncio.Event() for name in "abcdx"}
+
+        async def one(name: str, host: str) -> None:
+            async with line.admitted(host, lambda _: said.append(f"{name} waits"), gone) as inside:
+                assert inside
+                said.append(name)
+                await leave[name].wait()
+
+        tasks = [asyncio.create_task(one(name, "esx01")) for name in "abcd"]
+        tasks.append(asyncio.create_task(one("x", "esx02")))
+        await _settle()
+        assert said == ["a", "b", "c waits", "d waits", "x"]  # x is not held back by c
+        leave["b"].set()
+        await _settle()
+        assert said[5:] == ["c"]
+        for event in leave.values():
+            event.set()
+        await asyncio.gather(*tasks)
+        return said
+
+    assert asyncio.run(main())[-1] == "d"
+
+
+def test_whoever_leaves_the_line_leaves_no_gap() -> None:
+    async def main() -> list[bool]:
+        line = WaitingLine(two_each)
+        found = []
+
+        async def one(gone: asyncio.Event) -> None:
+            async with line.admitted("esx01", lambda _: None, gone) as inside:
+                found.append(inside)
+
+        gone, never = asyncio.Event(), asyncio.Event()
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                entered = line.admitted("esx01", lambda _: None, never)
+                assert await stack.enter_async_context(entered)
+            waiting = asyncio.create_task(one(gone))
+            killed = asyncio.create_task(one(never))
+            await _settle()
+            gone.set()
+            await waiting
+            killed.cancel()
+            await asyncio.gather(killed, return_exceptions=True)
+            assert found == [False]
+        await one(never)
+        return found
+
+    assert asyncio.run(main()) == [False, True]
