@@ -15,7 +15,6 @@ import math
 import mmap
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import LabError
@@ -31,26 +30,13 @@ BURST_NS = 10_000_000
 """Of idle time so much is still of use: it makes up for sleeps that end late, no more."""
 
 SLICE_NS = 1_000_000
-"""`Worker.spend` charges so much of a core's time at once, for others to come between."""
+"""`Worker.settle` charges so much of a core's time at once, for others to come between."""
 
 _MAGIC = 0x7465737462656401
 _MAGIC_WORD, _CORE_HZ, _HOST_HZ, _HOST_CLOCK, _SHARES_FROM = range(5)
 _SHARE_HZ, _SHARE_CLOCK, _SHARE_USED, _SHARE_WORDS = range(4)
 _WORDS = _SHARES_FROM + len(SHARES) * _SHARE_WORDS
 _SIZE_BYTES = _WORDS * 8
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a transfer costs its host, in cycles a byte and a packet of one segment (MSS)."""
-
-    cycles_per_byte: float
-    cycles_per_packet: float = 0.0
-
-    def cycles(self, size_bytes: int, mss_bytes: int) -> float:
-        """The cycles of so many bytes, sent or received together; segments are rounded up."""
-        packets = -(-size_bytes // mss_bytes)
-        return size_bytes * self.cycles_per_byte + packets * self.cycles_per_packet
 
 
 def book(
@@ -166,6 +152,7 @@ class Worker:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._words, self._share, self._cores = words, share, cores
         self._clock_ns = 0
+        self._owed = 0.0
 
     def charge(self, cycles: float) -> int:
         """Charge work that has been done.
@@ -190,18 +177,31 @@ class Worker:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         return wait_ns
 
+    def settle(self, cycles: float = 0) -> int:
+        """Charge work of any size slice by slice: so much more, and what is left of before.
+
+        Returns:
+            How long to wait, in nanoseconds, before asking again; 0: all is charged, go on.
+        """
+        self._owed += cycles
+        while self._owed > 0:
+            piece = min(self._owed, self._words[_CORE_HZ] * SLICE_NS / 1e9)
+            self._owed -= piece
+            if wait_ns := self.charge(piece):
+                return wait_ns
+        return 0
+
     def spend(self, cycles: float, sleep: Callable[[float], object] = time.sleep) -> None:
-        """Charge work of any size slice by slice, and wait for each.
+        """Charge work of any size slice by slice, and wait as long as that takes.
 
         Args:
             cycles: the work.
             sleep: waits for so many seconds.
         """
-        while cycles > 0:
-            piece = min(cycles, self._words[_CORE_HZ] * SLICE_NS / 1e9)
-            cycles -= piece
-            if wait_ns := self.charge(piece):
-                sleep(wait_ns / 1e9)
+        wait_ns = self.settle(cycles)
+        while wait_ns:
+            sleep(wait_ns / 1e9)
+            wait_ns = self.settle()
 
     def close(self) -> None:
         """Let go of the file."""

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import LabError
-from testbed.ledger import BURST_NS, SLICE_NS, Cost, Ledger, book
+from testbed.ledger import BURST_NS, SLICE_NS, Ledger, book
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,12 +128,6 @@ def test_what_waits_for_nothing_is_at_most_the_burst(now_ns: int, cycles: float)
     assert wait >= cycles / CORE_HZ * 1e9 * (1 - 1e-9) - BURST_NS
 
 
-def test_a_cost_counts_segments() -> None:
-    cost = Cost(cycles_per_byte=8, cycles_per_packet=1000)
-    assert cost.cycles(1448 * 10 + 1, 1448) == 8 * 14481 + 11 * 1000
-    assert cost.cycles(0, 1448) == 0
-
-
 # ---------------------------------------------------------------- the file
 
 
@@ -176,7 +170,7 @@ def test_it_is_spent_in_slices(tmp_path: Path) -> None:
     slept_s: list[float] = []
     ledger.worker("vmotion").spend(CORE_HZ / 10, slept_s.append)
     assert ledger.used()["vmotion"] == pytest.approx(CORE_HZ / 10, abs=101)
-    assert len(slept_s) == pytest.approx(100 - BURST_NS / SLICE_NS, abs=2)
+    assert 0 < len(slept_s) <= 101 - BURST_NS / SLICE_NS
 
 
 @pytest.mark.parametrize("figures", [(0, MHZ, {}), (8, -1, {}), (8, MHZ, {"vmotion": 0})])
