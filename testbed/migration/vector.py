@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from testbed.guest.memory import PAGE_BYTES
+from testbed.guest.memory import PAGE_BYTES, WORDS_PER_PAGE
 from testbed.migration.wire import GATHER_PAGES, HEADER_BYTES, NUMBER
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
+
+COPIED_PAGES = 64  # at a time: 256 KiB stay in the cache
 
 
 class _Msghdr(ctypes.Structure):
@@ -53,11 +57,13 @@ class PageVector:
             call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
             call.restype = ctypes.c_ssize_t
         self._reference = ctypes.byref(self._message)
+        self._places: NDArray[np.uint32] = self.numbers[:0]
+        self._copies: NDArray[np.uint64] = np.empty((0, WORDS_PER_PAGE), np.uint64)
         self._first = self._entries = self.left = 0
 
     def fill(self, places: NDArray[np.uint32], *, with_head: bool) -> None:
         """Point at the pages in these places, which ascend; the head are as many `numbers`."""
-        count = len(places)
+        count, self._places = len(places), places
         breaks = np.flatnonzero(np.diff(places) != 1) + 1
         runs = len(breaks) + 1
         starts = np.zeros(runs + 1, np.int64)
@@ -92,6 +98,47 @@ class PageVector:
         """Receive what is left, or a part of it; 0 if the peer has closed; errors as `send`."""
         return self._done(self._recvmsg(fd, self._reference, flags))
 
+    def contents(self) -> Iterator[memoryview]:
+        """What would be sent, a piece at a time, each until the next is asked for."""
+        if not self._first:
+            yield memoryview(self.header)
+            yield self.numbers[: len(self._places)].data.cast("B")
+        for rows, places, copies in self._pieces():
+            if copies is None:
+                yield rows.data.cast("B")
+            else:
+                rows.take(places, axis=0, out=copies, mode="clip")
+                yield copies.data.cast("B")
+        self.left = 0
+
+    def rooms(self) -> Iterator[memoryview]:
+        """Where what would be received is to be written, a piece before the next is asked for."""
+        for rows, places, copies in self._pieces():
+            if copies is None:
+                yield rows.data.cast("B")
+            else:
+                yield copies.data.cast("B")
+                rows[places] = copies
+        self.left = 0
+
+    def _pieces(
+        self,
+    ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint64] | None]]:
+        """Pages, 64 at a time: neighbours where they lie, or all rows, places, and room for each.
+
+        Places ascend, so the last tells how many rows there are to be seen.
+        """
+        rows = _rows(int(self._address), int(self._places[-1]) + 1)
+        if not len(self._copies):
+            self._copies = np.empty((COPIED_PAGES, WORDS_PER_PAGE), np.uint64)
+        for first in range(0, len(self._places), COPIED_PAGES):
+            places = self._places[first : first + COPIED_PAGES]
+            start, end = int(places[0]), int(places[-1]) + 1
+            if end - start == len(places):
+                yield rows[start:end], places, None
+            else:
+                yield rows, places, self._copies[: len(places)]
+
     def _done(self, done_bytes: int) -> int:
         if done_bytes < 0:
             number = ctypes.get_errno()
@@ -111,3 +158,20 @@ class PageVector:
         rows[whole, 1] -= np.uint64(into)
         self._first += whole
         self._point()
+
+
+class _Rows:
+    """Pages that lie in memory from an address on, for numpy to look at."""
+
+    def __init__(self, address: int, count: int) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, False),
+            "shape": (count, WORDS_PER_PAGE),
+            "typestr": "<u8",
+        }
+
+
+def _rows(address: int, count: int) -> NDArray[np.uint64]:
+    rows: NDArray[np.uint64] = np.asarray(_Rows(address, count))
+    return rows
