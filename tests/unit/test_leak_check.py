@@ -72,7 +72,7 @@ def test_mount(tmp_path):
 
 # The inner session's grace is short, and what its tests leave is taken away at its end.
 INNER = (
-    CONFTEST.replace("GRACE_S = 2.0", "GRACE_S = 0.1").replace(
+    CONFTEST.replace("GRACE_S = 20.0", "GRACE_S = 0.1").replace(
         "def pytest_unconfigure(", "def _unconfigure("
     )
     + """
