@@ -82,6 +82,7 @@ def pages() -> dict[str, str]:
     from pydantic import TypeAdapter
 
     from testbed import topology
+    from testbed.report.observed import LogResult
     from testbed.report.result import MigrationResult
 
     return {
@@ -89,6 +90,9 @@ def pages() -> dict[str, str]:
         "topology.md": schema_page("The topology file", topology.json_schema()),
         "result.md": schema_page(
             "The result file of a migration", TypeAdapter(MigrationResult).json_schema()
+        ),
+        "log-result.md": schema_page(
+            "The result file of a host's log", TypeAdapter(LogResult).json_schema()
         ),
     }
 

@@ -1,4 +1,4 @@
-"""`testbed migrate`, `report`."""
+"""`testbed migrate`."""
 
 from __future__ import annotations
 
@@ -184,18 +184,3 @@ def _write(result: MigrationResult, directory: Path) -> None:
     html = stored.with_suffix(".html")
     page.write_page(result, html)
     click.echo(f"result: {stored}\npage:   {html}")
-
-
-@click.command("report")
-@click.argument("result_file", metavar="RESULT", type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), help="Write the page to this file.")
-def report_command(result_file: Path, html: Path | None) -> None:
-    """Show a stored result again; with --html write its page anew."""
-    from testbed.report import page, store
-
-    result = store.read(result_file)
-    if html is None:
-        _show(result)
-    else:
-        page.write_page(result, html)
-        click.echo(f"page: {html}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from testbed.report.figures import copying_bps, precopy
+from testbed.report.figures import precopy
 from testbed.report.result import Failure, Iteration  # noqa: TC001 - the store reads the types
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ def observed(result: MigrationResult, migration_id: int | None = None) -> Observ
         vm=result.guest.name,
         source=result.source,
         destination=result.destination,
-        began=result.created,
         outcome=result.outcome,
         failure=result.failure,
         memory_bytes=result.guest.memory_bytes,
@@ -105,7 +104,7 @@ def measured(known: Observed, engine: EngineReport, *, stopped: bool) -> Observe
         ends = first.source_address, first.destination_address
         seen = replace(seen, source_address=ends[0], destination_address=ends[1])
     if rounds:
-        seen = replace(seen, precopy_bytes_per_s=round(copying_bps(engine) / 8))
+        seen = replace(seen, precopy_bytes_per_s=_precopy_rate(rounds))
         if stopped:
             seen = stopping(seen, rounds)
     if stun is not None:
@@ -129,7 +128,13 @@ def stopping(known: Observed, rounds: Sequence[Iteration]) -> Observed:
     telling = next((it for it in reversed(rounds) if it.memory_bytes >= RATE_BYTES), rounds[0])
     return replace(
         known,
+        precopy_bytes_per_s=_precopy_rate(rounds),
         pages_left=last.dirty_pages,
         stop_bytes_per_s=round(telling.throughput_bps / 8),
         transmit_to_dirty_percent=round(100 * last.pages / max(last.dirty_pages, 1)),
     )
+
+
+def _precopy_rate(rounds: Sequence[Iteration]) -> int:
+    spent_ns = max(1, sum(one.duration_ns for one in rounds))
+    return round(sum(one.memory_bytes for one in rounds) * 1e9 / spent_ns)

@@ -13,13 +13,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from testbed.errors import InputError
 from testbed.report.felt import Felt
 from testbed.report.files import write_new
+from testbed.report.observed import LOG_SCHEMA_VERSION, LogResult
 from testbed.report.result import SCHEMA_VERSION, MigrationResult
 
 LARGEST_FILE_BYTES = 256 << 20
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
-def write(result: MigrationResult, directory: Path | str) -> Path:
+def write(result: MigrationResult | LogResult, directory: Path | str) -> Path:
     """Stores a result under a new name, such as `2026-01-31T120000-db01-esx01-esx02.json`.
 
     Never overwrites; the file is whole or not there, and belongs to the caller of sudo.
@@ -28,28 +29,46 @@ def write(result: MigrationResult, directory: Path | str) -> Path:
         InputError: the directory can't be written.
     """
     time = result.created.replace(":", "")
-    parts = (time, result.guest.name, result.source, result.destination)
+    if isinstance(result, LogResult):
+        parts = (time, "log", str(result.observed.migration_id))
+    else:
+        parts = (time, result.guest.name, f"{result.source}-{result.destination}")
     stem = "-".join(NOT_IN_NAMES.sub("_", part) for part in parts)[:200].lstrip(".")
     text = json.dumps(asdict(result), indent=2, allow_nan=False) + "\n"
     return write_new(Path(directory), stem, ".json", text)
 
 
 def read(path: Path | str) -> MigrationResult:
-    """The result in a file that `write` made.
+    """The result of a migration in a file that `write` made.
 
     Raises:
         InputError: the file isn't there, is no result, is damaged, or has another schema.
     """
-    path = Path(path)
+    return from_json(_parsed(Path(path)), str(path))
+
+
+def read_any(path: Path | str) -> MigrationResult | LogResult:
+    """The result of a migration or of a host's log in a file that `write` made.
+
+    Raises:
+        InputError: as `read`.
+    """
+    found = _parsed(Path(path))
+    if isinstance(found, dict) and found.get("kind") == "esxi-log":
+        return log_from_json(found, str(path))
+    return from_json(found, str(path))
+
+
+def _parsed(path: Path) -> object:
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise InputError(f"{path}: larger than any result; give a file that migrate wrote")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}; give a result file") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); give a file that migrate wrote") from error
-    return from_json(found, str(path))
+    return found
 
 
 def from_json(found: object, where: str) -> MigrationResult:
@@ -70,6 +89,28 @@ def from_json(found: object, where: str) -> MigrationResult:
     except ValueError as error:
         raise InputError(f"{where}: {error}; it was changed or damaged, migrate again") from error
     assert isinstance(result, MigrationResult)
+    return result
+
+
+def log_from_json(found: object, where: str) -> LogResult:
+    """The result of a host's log, from parsed JSON, checked likewise.
+
+    Raises:
+        InputError: it is none, is damaged, or has another schema.
+    """
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if type(version) is not int or version != LOG_SCHEMA_VERSION:
+        raise InputError(
+            f"{where}: schema version {version!r} of a log's result, but this testbed reads "
+            f"{LOG_SCHEMA_VERSION}; parse the log again"
+        )
+    try:
+        result = _value(LogResult, found, "result")
+    except ValueError as error:
+        raise InputError(
+            f"{where}: {error}; it was changed or damaged, parse the log again"
+        ) from error
+    assert isinstance(result, LogResult)
     return result
 
 

@@ -1,4 +1,4 @@
-"""A result in the terminal: a table of its iterations and a summary in plain words."""
+"""Results in the terminal: iterations and a summary in plain words, or several side by side."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from testbed.report.comparison import column, rows
 from testbed.report.figures import COLUMNS, iteration_cells, succeeded, summary, verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from testbed.report.observed import LogResult
     from testbed.report.result import MigrationResult
 
 
@@ -29,8 +33,8 @@ def render(result: MigrationResult) -> Group:
 def iterations_table(result: MigrationResult) -> Table:
     """Phase -1 is all memory, each next one what was dirtied meanwhile."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if number == 0 else "right")
+    for number, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if number == 0 else "right")
     if result.engine is not None:
         for iteration in result.engine.iterations:
             style = "yellow" if iteration.stunned else ""
@@ -47,3 +51,15 @@ def summary_table(result: MigrationResult) -> Table:
     mechanisms = ", ".join(f"{name}: {value}" for name, value in sorted(result.mechanisms.items()))
     table.add_row(Text("Mechanisms"), Text(mechanisms or "none recorded"))
     return table
+
+
+def side_by_side(results: Sequence[MigrationResult | LogResult]) -> Table:
+    """A column for each result, a row for each quantity."""
+    columns = [column(result) for result in results]
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("")
+    for one in columns:
+        shown.add_column(Text(f"{one.title}\n{one.about}"))
+    for row in rows(columns):
+        shown.add_row(row.name, *map(Text, row.cells))
+    return shown

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from testbed.report.observed import Observed
     from testbed.report.result import Iteration
@@ -53,9 +53,11 @@ class Entry:
     forms: tuple[Form, ...] = ("syslog", "iso")
 
 
-def form_of(profile: str) -> Form:
-    """How a host of this profile begins its lines; ESXi writes ISO times since 5.0."""
-    return "syslog" if profile in SYSLOG_PROFILES else "iso"
+def form_of(profiles: Iterable[str]) -> Form:
+    """How a host begins its lines whose behaviour is of these profiles; since 5.0 by ISO times."""
+    given = set(profiles)
+    old = given & set(SYSLOG_PROFILES) and not any(name.startswith("vsphere-") for name in given)
+    return "syslog" if old else "iso"
 
 
 def entries(seen: Observed, worlds: tuple[int, int]) -> list[Entry]:
@@ -64,7 +66,7 @@ def entries(seen: Observed, worlds: tuple[int, int]) -> list[Entry]:
     As more is seen, entries are added and none changes, so that a log can be written as it goes
     on. `worlds` are those of source and destination. The migration has an ID.
     """
-    found = [*_begin(seen, worlds), *_rounds(seen), *_end(seen)]
+    found = [*_begin(seen, worlds), *_rounds(seen), *_end(seen, worlds[0])]
     return sorted(found, key=lambda entry: entry.at_ns)
 
 
@@ -128,7 +130,7 @@ def _rounds(seen: Observed) -> Iterator[Entry]:
     )
 
 
-def _end(seen: Observed) -> Iterator[Entry]:
+def _end(seen: Observed, world: int) -> Iterator[Entry]:
     moved = seen.migration_id
     stun = next((one for one in seen.iterations if one.stunned), None)
     if stun is not None and seen.page_in_bytes_per_s is not None:
@@ -148,8 +150,8 @@ def _end(seen: Observed) -> Iterator[Entry]:
         stunned = f"Testbed: {moved} D: running here, stunned for {_seconds(seen.stun_ns, 6)} s"
         yield Entry("D", total_ns, stunned)
         text = (
-            f"info hostd[Originator@6876 sub=Vcsvc.VMotionSrc ({moved})] Set source task result "
-            f"precopyStunTime to {round(seen.stun_ns / 1000)}"
+            f"info hostd[{world:08X}] [Originator@6876 sub=Vcsvc.VMotionSrc ({moved})] "
+            f"Set source task result precopyStunTime to {round(seen.stun_ns / 1000)}"
         )
         yield Entry("S", total_ns, text, "hostd", ("iso",))
     took = "" if seen.total_ns is None else f" in {_seconds(seen.total_ns, 6)} s"

@@ -301,7 +301,7 @@ def test_an_emulated_migration_in_its_log() -> None:
 
 
 def test_the_log_of_an_old_host_looks_like_that_of_2009() -> None:
-    told = written(observed(RESULT, 1257624621919023), form_of("esx-4.0"))
+    told = written(observed(RESULT, 1257624621919023), form_of(["esx-4.0", "unlimited", "mine"]))
     assert any(
         one.endswith(
             "vmkernel: 9143:12:26:41.350 cpu0:200)VMotionRecv: 226: 1257624621919023 D: "
@@ -310,6 +310,11 @@ def test_the_log_of_an_old_host_looks_like_that_of_2009() -> None:
         for one in told
     ), told
     assert not any("Stopping" in one or "precopyStunTime" in one for one in told)
+
+
+def test_newer_hosts_begin_lines_by_iso_times() -> None:
+    for profiles in (["unlimited"], ["vsphere-5.0", "esx-4.1"], ["mine", "vsphere-8.0"]):
+        assert form_of(profiles) == "iso"
 
 
 def test_entries_are_added_and_none_changes_as_more_is_seen() -> None:
