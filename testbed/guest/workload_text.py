@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from testbed.guest.workloads import (
     Allocate,
+    Bulk,
     Echo,
     Iometer,
     Media,
+    NetworkWorkload,
     Oltp,
     Ping,
     Replay,
+    Sink,
     Web,
     Workload,
     Writer,
@@ -22,7 +25,7 @@ def describe_workloads(workloads: tuple[Workload, ...]) -> str:
     return " + ".join(map(describe_workload, workloads)) or "idle"
 
 
-def describe_workload(workload: Workload) -> str:  # noqa: PLR0911  (one for each kind)
+def describe_workload(workload: Workload) -> str:
     """`uniform 200 MB/s in 205 MiB`."""
     match workload:
         case Writer():
@@ -42,14 +45,26 @@ def describe_workload(workload: Workload) -> str:  # noqa: PLR0911  (one for eac
                 f"iometer {pace}, {workload.read_percent} % reads of"
                 f" {format_size(workload.block_bytes)}, {workload.outstanding} outstanding"
             )
+        case Replay():
+            again = ", again and again" if workload.repeat else ""
+            return f"replay {workload.file or 'a trace'}{again}"
+        case _:
+            return _describe_service(workload)
+
+
+def _describe_service(workload: NetworkWorkload) -> str:
+    match workload:
         case Web():
             return f"web port {workload.port}, files of {format_size(workload.file_bytes)}"
         case Media():
             return f"media port {workload.port}, {format_rate(workload.rate_bps)}"
         case Echo():
             return f"echo port {workload.port}"
+        case Bulk():
+            where = f"[{one}]" if ":" in (one := workload.address) else one
+            pace = format_rate(workload.rate_bps) if workload.rate_bps else "as fast as it may"
+            return f"bulk to {where}:{workload.port}, {pace}"
+        case Sink():
+            return f"sink port {workload.port}"
         case Ping():
             return "ping"
-        case Replay():
-            again = ", again and again" if workload.repeat else ""
-            return f"replay {workload.file or 'a trace'}{again}"

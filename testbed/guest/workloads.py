@@ -98,6 +98,27 @@ class Echo:
 
 
 @dataclass(frozen=True, slots=True)
+class Bulk:
+    """Sends to whoever listens at an address, over one TCP connection, as fast as it may.
+
+    At a `rate_bps` it sends no more than that. A connection that is lost is opened again.
+    """
+
+    address: str
+    port: int = 9
+    rate_bps: int = 0
+    kind: Literal["bulk"] = "bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Takes whatever is sent to it, and counts it: TCP discard (RFC 863)."""
+
+    port: int = 9
+    kind: Literal["sink"] = "sink"
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Answers ICMP and ICMPv6 echo requests by vCPU code, the kernel being told not to."""
 
@@ -128,8 +149,8 @@ class Replay:
     kind: Literal["replay"] = "replay"
 
 
-Workload: TypeAlias = Writer | Allocate | Oltp | Iometer | Web | Media | Echo | Ping | Replay
-NetworkWorkload: TypeAlias = Web | Media | Echo | Ping
+NetworkWorkload: TypeAlias = Web | Media | Echo | Bulk | Sink | Ping
+Workload: TypeAlias = Writer | Allocate | Oltp | Iometer | Replay | NetworkWorkload
 
 _KINDS: dict[str, type[Workload]] = {
     "uniform": Writer,
@@ -141,6 +162,8 @@ _KINDS: dict[str, type[Workload]] = {
     "web": Web,
     "media": Media,
     "echo": Echo,
+    "bulk": Bulk,
+    "sink": Sink,
     "ping": Ping,
     "replay": Replay,
 }
@@ -171,4 +194,4 @@ def from_json(data: dict[str, Any]) -> Workload:
 
 def of_network(workloads: tuple[Workload, ...]) -> tuple[NetworkWorkload, ...]:
     """Those that the VM's NIC process serves."""
-    return tuple(one for one in workloads if isinstance(one, Web | Media | Echo | Ping))
+    return tuple(one for one in workloads if isinstance(one, NetworkWorkload))

@@ -135,8 +135,9 @@ class Nic(Child):
         assert "error" not in answer, answer
         return answer
 
-    def attach(self, vmx, vcpus=SPEC.vcpus):
-        answer = self.ask("attach", pid=vmx.pid, line=vmx.line, vcpus=vcpus)
+    def attach(self, vmx, vcpus=SPEC.vcpus, account=None):
+        line = vmx.line | {"account": account}
+        answer = self.ask("attach", pid=vmx.pid, line=line, vcpus=vcpus)
         assert "error" not in answer, answer
         vmx.call("attach_nic", self.pid)
 

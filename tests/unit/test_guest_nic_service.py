@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from testbed.content import PART_HEADER, PART_NS, content, part_bytes, part_content
 from testbed.guest import layout
 from testbed.guest.nic import records
+from testbed.guest.nic.bulk import LATE_NS
 from testbed.guest.nic.echoes import checksum
-from testbed.guest.nic.records import CLOSE, DATA, ECHO, ENDED, LOST, OPENED, SENT
+from testbed.guest.nic.records import CLOSE, DATA, DIALLED, ECHO, ENDED, LOST, OPENED, SENT
 from testbed.guest.nic.service import NicTask
 from testbed.guest.specification import GuestSpec
 from testbed.guest.task import NEVER_NS, TaskContext
-from testbed.guest.workloads import Echo, Media, Ping, Web, of_network
+from testbed.guest.workloads import Bulk, Echo, Media, Ping, Sink, Web, of_network
 
 if TYPE_CHECKING:
     from testbed.guest.nic.rings import Record
@@ -62,11 +63,11 @@ class End:
         assert self.pages.received.put(kind, connection, at_ns, payload)
 
     def open(self, port: int, connection: int = 0) -> None:
-        self.put(OPENED, connection, port.to_bytes(2, "little"))
+        self.put(OPENED, connection, port.to_bytes(4, "little"))
 
     def take(self, *, report: bool = True) -> list[Record]:
         """Steps and what comes of them, until nothing does; the socket takes all at once."""
-        found = []
+        found: list[Record] = []
         while True:
             self.task.step(LONG_NS)
             before = len(found)
@@ -286,3 +287,63 @@ def test_it_is_told_apart_from_what_ran_before() -> None:
     assert end.pages.epoch[0] == before != records.NO_EPOCH
     layout.forget_tasks(end.memory, 1)  # type: ignore[arg-type]
     assert end.pages.epoch[0] == records.NO_EPOCH
+
+
+def bulk_end(rate_bps: int = 0) -> End:
+    bulk = Bulk("10.0.0.2", rate_bps=rate_bps)
+    end = End(GuestSpec("vm", 1 << 22, 1, (Echo(), bulk, Sink()), seed=3))
+    end.open(DIALLED + 1)
+    return end
+
+
+def test_bulk_sends_as_much_as_it_may_until_nobody_takes_it() -> None:
+    end = bulk_end()
+    sent = sum(len(one.payload) for one in end.take(report=False))
+    assert 200_000 < sent <= 262_144
+    assert end.counted(1)["bytes"] == sent
+    end.put(SENT, 0, (50_000).to_bytes(8, "little"))
+    assert 40_000 < sum(len(one.payload) for one in end.take(report=False)) <= 62_144
+    end.put(LOST)
+    assert [one.kind for one in end.take()] == [CLOSE]
+    end.open(DIALLED + 1)  # dialled again
+    assert end.take(report=False)[0].kind == DATA
+
+
+@given(st.integers(8_000, 10**9), st.lists(st.integers(1, 10**9), min_size=1, max_size=40))
+def test_bulk_keeps_to_its_rate_in_every_interval(rate_bps: int, pauses_ns: list[int]) -> None:
+    """Whenever the vCPU comes to it; each piece is let through in one go."""
+    end = bulk_end(rate_bps)
+    end.task._take(LONG_NS * 2)
+    service, one = end.task._services[DIALLED + 1], end.task._open[0]
+    now, sent, least = LONG_NS, 0.0, float("inf")
+    for pause_ns in pauses_ns:
+        while service.due(one, now) <= now:
+            least = min(least, sent * 8e9 / rate_bps - now)
+            service.send(one, 60_000, now)
+            record = end.pages.to_send.first()
+            assert record is not None
+            end.pages.to_send.drop(record)
+            sent += len(record.payload)
+            piece_ns = len(record.payload) * 8e9 / rate_bps
+            assert sent * 8e9 / rate_bps - now - least <= LATE_NS + 2 * piece_ns + 2
+        now += pause_ns
+
+
+def test_bulk_is_sent_by_the_workload_of_its_own_number_alone() -> None:
+    end = bulk_end()
+    end.open(DIALLED + 2, 7)
+    assert [one[:2] for one in end.take(report=False) if one.connection == 7] == [(CLOSE, 7)]
+
+
+def test_a_sink_counts_and_says_nothing() -> None:
+    end = bulk_end()
+    end.put(LOST)
+    end.take()
+    end.open(9, 1)
+    end.put(DATA, 1, b"abc")
+    end.put(DATA, 1, bytes(5000))
+    assert end.take() == []
+    assert end.counted(2)["bytes"] == 5003
+    assert end.counted(2)["operations"] == 2
+    end.put(ENDED, 1)
+    assert [one.kind for one in end.take()] == [CLOSE]

@@ -10,6 +10,7 @@ from typing import Any
 
 from testbed.errors import LabError
 from testbed.guest.layout import NIC_PAGES, first_data_page, state_pages
+from testbed.guest.nic.account import Account
 from testbed.guest.nic.records import NicPages, divide
 from testbed.guest.run_block import GO, LINE_BYTES, RUN, STATE
 from testbed.guest.specification import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
@@ -22,11 +23,12 @@ class Attachment:
 
     Args:
         pid: the guest's VMX.
-        line: the numbers of the VMX's descriptors, as `Guest.nic_line` tells them.
+        line: the numbers of the VMX's descriptors, as `Guest.nic_line` tells them; and its host's
+            `account`, if it has one.
         vcpus: how many the guest has; the NIC's line of the run block comes after theirs.
 
     Raises:
-        LabError: the VMX has ended, or has no such descriptors.
+        LabError: the VMX has ended, or has no such descriptors, or there is no such account.
     """
 
     def __init__(self, pid: int, line: dict[str, Any], vcpus: int) -> None:
@@ -35,6 +37,8 @@ class Attachment:
             try:
                 self.pidfd = os.pidfd_open(pid)
                 undo.callback(os.close, self.pidfd)
+                self.account = Account(line.get("account"))
+                undo.callback(self.account.close)
                 fds = {}
                 for name in ("memory", "block", "wake", "kick", "answer"):
                     fds[name] = _fetch(self.pidfd, line[name])

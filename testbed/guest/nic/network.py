@@ -6,17 +6,19 @@ import select
 import socket
 import time
 from collections import deque
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from testbed.guest.nic import echoes
+from testbed.guest.nic.dials import Dials
+from testbed.guest.nic.listeners import Listeners
 from testbed.guest.nic.records import CLOSE, CONNECTIONS, DATA, ECHO, ENDED, LOST, OPENED, SENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping
 
+    from testbed.guest.nic.dials import Peer
     from testbed.guest.nic.echoes import EchoSockets
     from testbed.guest.nic.rings import Ring
 
@@ -27,7 +29,6 @@ _READ_BYTES = 16384
 _READ_BELOW_BYTES = 65536
 _MOST_BUFFERS = 64
 _TAKEN_AT_ONCE = 64
-_BACKLOG = 64
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
 _NOT_SENT_BYTES = 131072  # what the kernel would go on sending while the guest stands still
 
@@ -35,7 +36,9 @@ _NOT_SENT_BYTES = 131072  # what the kernel would go on sending while the guest 
 @dataclass(eq=False)
 class _Connection:
     number: int
+    service: int
     socket: socket.socket
+    mss_bytes: int
     out: deque[memoryview] = field(default_factory=deque)
     out_bytes: int = 0
     unreported: int = 0
@@ -50,46 +53,30 @@ class Network:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._listeners: dict[int, list[socket.socket]] = {}
+        self.listeners = Listeners(self._epoll)
+        self.dials = Dials(self._epoll)
         self._connections: dict[int, _Connection] = {}
         self._sockets: dict[int, _Connection | socket.socket] = {}
         self._echoes: EchoSockets | None = None
         self._owed: dict[int, _Connection] = {}  # SENT or LOST is to be told
-        self._accepting = True
+        self._traffic = 0, 0
 
     def fileno(self) -> int:
         """Readable if a socket waits for `carry_in`."""
         return self._epoll.fileno()
 
-    @property
-    def ports(self) -> tuple[int, ...]:
-        """The TCP ports that are listened to, ascending."""
-        return tuple(sorted(self._listeners))
+    def dial(self, peers: Mapping[int, Peer]) -> None:
+        """Keep a connection to each of these peers, by the service's number, and to no others."""
+        changed = self.dials.dial(peers)
+        for one in tuple(self._connections.values()):
+            if one.service in changed and not one.lost:
+                one.service = 0
+                self._lose(one)
 
-    def listen(self, ports: Iterable[int]) -> None:
-        """Listen to these TCP ports over IPv4 and IPv6, and no longer to others.
-
-        Raises:
-            OSError: one cannot be listened to.
-        """
-        wanted = set(ports)
-        for port in set(self._listeners) - wanted:
-            for one in self._listeners.pop(port):
-                self._forget(one)
-        for port in sorted(wanted - set(self._listeners)):
-            with ExitStack() as undo:
-                opened = [
-                    undo.enter_context(
-                        socket.create_server(("", port), family=family, backlog=_BACKLOG)
-                    )
-                    for family in (socket.AF_INET, socket.AF_INET6)
-                ]
-                undo.pop_all()
-            self._listeners[port] = opened
-            for one in opened:
-                one.setblocking(False)
-                self._sockets[one.fileno()] = one
-                self._epoll.register(one, select.EPOLLIN if self._accepting else 0)
+    def take_traffic(self) -> tuple[int, int]:
+        """Bytes and packets, in segments (MSS), that were sent and received since last asked."""
+        traffic, self._traffic = self._traffic, (0, 0)
+        return traffic
 
     def answer_echoes(self, sockets: EchoSockets | None) -> None:
         """Receive echo requests by these sockets, or none."""
@@ -115,8 +102,9 @@ class Network:
 
     def close(self) -> None:
         """Close everything; the kernel answers pings again if it did before."""
+        self.dials.close()
         self.drop_connections()
-        self.listen(())
+        self.listeners.listen(())
         self.answer_echoes(None)
         self._epoll.close()
 
@@ -135,6 +123,7 @@ class Network:
             if record.kind == ECHO:
                 if self._echoes is not None:
                     self._echoes.send(record.payload)
+                    self._count(len(record.payload), len(record.payload))
                 continue
             one = self._connections.get(record.connection)
             if one is None:
@@ -164,7 +153,12 @@ class Network:
         else:
             self._watch(one)
 
+    def _count(self, size_bytes: int, mss_bytes: int) -> None:
+        total_bytes, packets = self._traffic
+        self._traffic = total_bytes + size_bytes, packets + -(-size_bytes // mss_bytes)
+
     def _sent(self, one: _Connection, count: int) -> None:
+        self._count(count, one.mss_bytes)
         one.out_bytes -= count
         one.unreported += count
         self._owed[one.number] = one
@@ -179,6 +173,7 @@ class Network:
 
     def carry_in(self, ring: Ring, running: Callable[[], bool]) -> bool:
         """Give the guest what has arrived, as far as there is room; whether there was any."""
+        self.dials.start()
         put = self._tell(ring, running)
         if ring.room() < LEAST_ROOM or not running():
             return put
@@ -188,10 +183,10 @@ class Network:
             one = self._sockets.get(fd)
             if isinstance(one, _Connection):
                 put |= self._serve(one, event, ring)
-            elif one is not None and one.type == socket.SOCK_RAW:
-                put |= _receive_echo(one, ring)
             elif one is not None:
-                put |= self._accept(one, ring)
+                put |= self._receive_echo(one, ring)
+            else:
+                put |= self._open(fd, ring)
         return put | self._tell(ring, running)
 
     def _tell(self, ring: Ring, running: Callable[[], bool]) -> bool:
@@ -208,24 +203,26 @@ class Network:
             put = True
         return put
 
-    def _accept(self, listener: socket.socket, ring: Ring) -> bool:
+    def _open(self, fd: int, ring: Ring) -> bool:
+        """Tell of a connection that somebody, or this VM, has opened."""
         number = next((n for n in range(CONNECTIONS) if n not in self._connections), None)
         if number is None:  # they wait, in the kernel, until one has gone
-            self._accept_more(False)
+            self.listeners.accept_more(False)
+            self.dials.give_up(fd)
             return False
-        try:
-            accepted, _ = listener.accept()
-        except OSError:  # it has gone again
+        opened = self.listeners.accept(fd) or self.dials.connected(fd)
+        if opened is None:
             return False
-        accepted.setblocking(False)
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        accepted.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
-        one = _Connection(number, accepted)
-        self._connections[number] = self._sockets[accepted.fileno()] = one
-        port = listener.getsockname()[1]
-        ring.put(OPENED, number, time.monotonic_ns(), port.to_bytes(2, "little"))
+        made, service = opened
+        made.setblocking(False)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
+        mss_bytes = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        one = _Connection(number, service, made, mss_bytes)
+        self._connections[number] = self._sockets[made.fileno()] = one
+        ring.put(OPENED, number, time.monotonic_ns(), service.to_bytes(4, "little"))
         one.watched = select.EPOLLIN
-        self._epoll.register(accepted, one.watched)
+        self._epoll.register(made, one.watched)
         return True
 
     def _serve(self, one: _Connection, event: int, ring: Ring) -> bool:
@@ -240,6 +237,7 @@ class Network:
             self._lose(one)
             return False
         if data:
+            self._count(len(data), one.mss_bytes)
             return ring.put(DATA, one.number, time.monotonic_ns(), data)
         if event & (select.EPOLLERR | select.EPOLLHUP):
             self._lose(one)
@@ -275,24 +273,21 @@ class Network:
             self._forget(one.socket)
         self._owed.pop(one.number, None)
         self._connections.pop(one.number, None)
-        self._accept_more(True)
+        self.listeners.accept_more(True)
+        self.dials.lost(one.service)
 
     def _forget(self, one: socket.socket) -> None:
         self._epoll.unregister(one)
         del self._sockets[one.fileno()]
         one.close()
 
-    def _accept_more(self, accepting: bool) -> None:
-        if self._accepting != accepting:
-            self._accepting = accepting
-            for one in (one for pair in self._listeners.values() for one in pair):
-                self._epoll.modify(one, select.EPOLLIN if accepting else 0)
-
-
-def _receive_echo(one: socket.socket, ring: Ring) -> bool:
-    try:
-        payload = echoes.receive(one)
-    except OSError:
-        return False
-    # One without room is lost, as in a NIC whose ring is full.
-    return payload is not None and ring.put(ECHO, 0, time.monotonic_ns(), payload)
+    def _receive_echo(self, one: socket.socket, ring: Ring) -> bool:
+        try:
+            payload = echoes.receive(one)
+        except OSError:
+            return False
+        if payload is None:
+            return False
+        self._count(len(payload), len(payload))
+        # One without room is lost, as in a NIC whose ring is full.
+        return ring.put(ECHO, 0, time.monotonic_ns(), payload)

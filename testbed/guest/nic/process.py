@@ -6,17 +6,19 @@ import gc
 import json
 import os
 import select
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from testbed import prctl
 from testbed.errors import LabError, TestbedError
 from testbed.guest.nic.attachment import Attachment
+from testbed.guest.nic.dials import NEVER_NS
 from testbed.guest.nic.echoes import EchoSockets
 from testbed.guest.nic.network import LEAST_ROOM, Network
-from testbed.guest.nic.records import NO_EPOCH
+from testbed.guest.nic.records import DIALLED, NO_EPOCH
 from testbed.guest.run_block import RUNNING, STOPPED
-from testbed.guest.workloads import Ping, from_json, of_network
+from testbed.guest.workloads import Bulk, Ping, from_json, of_network
 
 if TYPE_CHECKING:
     import socket
@@ -40,11 +42,13 @@ def run(
 
     `{"command": "services", "workloads": [...]}` (`workloads.to_json`, those of other kinds are
     passed over): what is listened to from now on; open connections stay. Answers
-    `{"ports": [...], "ping": bool}`.
+    `{"ports": [...], "ping": bool}`. A connection to the peer of each `Bulk` is opened, and opened
+    again when it is lost.
 
     `{"command": "attach", "pid", "line", "vcpus"}`: a guest that is or will be run by the VMX
-    `pid`; `line` are the numbers of its descriptors (`Guest.nic_line`). Several may be attached;
-    the one whose line of the run block says run is served. Answers `{"state": RUNNING or STOPPED}`.
+    `pid`; `line` are the numbers of its descriptors (`Guest.nic_line`), and `account` is there if
+    its host's CPU is accounted for (`account.Account`). Several may be attached; the one whose
+    line of the run block says run is served. Answers `{"state": RUNNING or STOPPED}`.
 
     `{"command": "detach", "pid"}`: let go of it. It also happens when that process ends.
 
@@ -92,12 +96,20 @@ class _Nic:
         busy = False
         while True:
             self._watch_network()
-            ready = {fd for fd, _ in self._epoll.poll(0 if busy else None)}
+            ready = {fd for fd, _ in self._epoll.poll(0 if busy else self._rest_s())}
             self._heed(ready)
             if self._control.fileno() in ready and not self._answer():
                 return
             self._change_over()
             busy = self._active is not None and self._move(self._active)
+
+    def _rest_s(self) -> float | None:
+        """How long to wait if nothing happens, in seconds."""
+        one = self._active
+        if one is None or one.pages.epoch[0] == NO_EPOCH:
+            return None
+        due_ns = one.account.wait_until_ns or self._network.dials.due_ns()
+        return max(0, due_ns - time.monotonic_ns()) / 1e9 if due_ns < NEVER_NS else None
 
     def _heed(self, ready: set[int]) -> None:
         """Take in kicks; let go of a guest whose VMX has ended."""
@@ -114,6 +126,7 @@ class _Nic:
             one is not None
             and one.pages.epoch[0] != NO_EPOCH
             and one.pages.received.room() >= LEAST_ROOM
+            and not one.account.wait_until_ns
         )
         if watching != self._watching:
             self._watching = watching
@@ -155,6 +168,8 @@ class _Nic:
             for _ in range(_MOVES_AT_ONCE):
                 if not running():
                     break
+                if not one.account.settle(network.take_traffic()):
+                    return False
                 moved = network.carry_out(pages.to_send, running)
                 moved |= network.carry_in(pages.received, running)
                 if not moved:
@@ -212,16 +227,22 @@ class _Nic:
     def _services(self, message: dict[str, Any]) -> dict[str, Any]:
         workloads = of_network(tuple(from_json(one) for one in message["workloads"]))
         ping = any(isinstance(one, Ping) for one in workloads)
-        ports = [one.port for one in workloads if not isinstance(one, Ping)]
+        ports = [one.port for one in workloads if not isinstance(one, Ping | Bulk)]
+        peers = {
+            DIALLED + number: (one.address, one.port)
+            for number, one in enumerate(workloads)
+            if isinstance(one, Bulk)
+        }
         if len(set(ports)) < len(ports):
             raise LabError(f"workloads of one VM share a TCP port, of {sorted(ports)}")
         try:
-            self._network.listen(ports)
+            self._network.listeners.listen(ports)
+            self._network.dial(peers)
             if ping != self._network.answers_echoes:
                 self._network.answer_echoes(self._open_echoes() if ping else None)
         except OSError as error:
             raise LabError(f"open the sockets of the VM's workloads: {error}") from error
-        return {"ports": self._network.ports, "ping": self._network.answers_echoes}
+        return {"ports": self._network.listeners.ports, "ping": self._network.answers_echoes}
 
     def _attach(self, message: dict[str, Any]) -> dict[str, Any]:
         pid = message["pid"]

@@ -16,14 +16,16 @@ CONNECTIONS = 64
 CONNECTION_BYTES = 128
 RING_PAGES = 16
 
-# From the NIC process. OPENED: connection, payload the local port (2 bytes, little-endian). DATA:
-# what arrived. ENDED: the peer sends no more. LOST: the connection is gone. SENT: payload the
-# number of bytes that the socket has taken (8 bytes, little-endian). ECHO: an echo request.
+# From the NIC process. OPENED: connection, payload the service (4 bytes, little-endian), which is
+# the local port, or DIALLED and the workload's number if the VM opened it. DATA: what arrived.
+# ENDED: the peer sends no more. LOST: the connection is gone. SENT: payload the number of bytes
+# that the socket has taken (8 bytes, little-endian). ECHO: an echo request.
 # From vCPU 0. DATA: what to send. CLOSE: after what was to be sent. ECHO: an echo reply.
 # An ECHO is an envelope of `ENVELOPE_BYTES`, which the reply has unchanged, and an ICMP message.
 OPENED, DATA, ENDED, LOST, SENT, ECHO, CLOSE = range(1, 8)
 ENVELOPE_BYTES = 40
 
+DIALLED = 1 << 16
 NO_EPOCH = 0
 
 

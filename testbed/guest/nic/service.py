@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from testbed.guest import layout
 from testbed.guest.nic import echoes
+from testbed.guest.nic.bulk import BulkService, SinkService
 from testbed.guest.nic.connections import all_connections
 from testbed.guest.nic.records import (
     DATA,
+    DIALLED,
     ECHO,
     ENDED,
     LOST,
@@ -21,7 +23,7 @@ from testbed.guest.nic.records import (
 from testbed.guest.nic.services import EchoService, MediaService, WebService
 from testbed.guest.task import LONGEST_STEP_NS, NEVER_NS
 from testbed.guest.tasks.operations import count_operation
-from testbed.guest.workloads import Echo, Media, Ping, Web
+from testbed.guest.workloads import Bulk, Echo, Media, Ping, Sink, Web
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +38,7 @@ _LEAST_ROOM = 512  # a response's head, or a piece that is worth a record
 
 
 class NicTask:
-    """Web, media, echo and ping of a VM, all by one task of vCPU 0.
+    """All that a VM says over its network, by one task of vCPU 0.
 
     Args:
         context: the vCPU's.
@@ -54,7 +56,7 @@ class NicTask:
         self._pages = divide(layout.nic_bytes(context.memory, context.spec.vcpus))
         self._services: dict[int, Service] = {}
         self._ping: memoryview | None = None
-        for workload, record in zip(workloads, records, strict=True):
+        for number, (workload, record) in enumerate(zip(workloads, records, strict=True)):
             match workload:
                 case Ping():
                     self._ping = record
@@ -66,6 +68,10 @@ class NicTask:
                     )
                 case Echo():
                     self._services[workload.port] = EchoService(workload, record)
+                case Sink():
+                    self._services[workload.port] = SinkService(record)
+                case Bulk():
+                    self._services[DIALLED + number] = BulkService(workload, record)
         self._all = all_connections(self._pages.table, self._pages.to_send)
         self._open: dict[int, Connection] = {}
         self._needs_room = 0  # to go on: 0 if room is not what is lacking

@@ -12,12 +12,14 @@ from testbed.guest.task import TaskContext
 from testbed.guest.workloads import (
     MOST_WORKLOADS,
     Allocate,
+    Bulk,
     Echo,
     Iometer,
     Media,
     Oltp,
     Ping,
     Replay,
+    Sink,
     Web,
     Writer,
     of_network,
@@ -95,7 +97,7 @@ def _pages(workload: Workload, vcpus: int) -> int:
         case Iometer():  # a buffer for each request outstanding
             each = -(-workload.block_bytes // SMALL_PAGE_BYTES)
             return vcpus * -(-workload.outstanding // vcpus) * each
-        case Web() | Media() | Echo() | Ping() | Replay():
+        case Web() | Media() | Echo() | Bulk() | Sink() | Ping() | Replay():
             return 0
 
 
