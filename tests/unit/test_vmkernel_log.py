@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import time
 import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -417,3 +418,28 @@ def test_bytes_that_are_no_text(data: bytes) -> None:
     import io
 
     parse(vmkernel_parse.lines_of(io.BytesIO(data), "x"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1 " * 4000,
+        "cpu1:" * 1600,
+        "VMotion: 1 S: " + " " * 8000,
+        "1 S: Estimated network bandwidth " + "1." * 3000,
+        "1 S: failed in phase " + "x in 1" * 1300,
+        "1 S: moving " + "a from a to " * 600,
+        "VMotionSrc" + " " * 8000,
+        "precopyStunTime to " * 400,
+        "Setting VMOTION info: Source ts = " * 200,
+        "2026-04-14T15:38:20" * 400,
+    ],
+    ids=lambda line: line[:20].strip(),
+)
+def test_no_line_takes_long(line: str) -> None:
+    def spent_s() -> float:
+        began = time.process_time()
+        said(line)
+        return time.process_time() - began
+
+    assert min(spent_s() for _ in range(3)) < 0.1  # 5 ms at most; what backtracks takes hours
