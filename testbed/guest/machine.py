@@ -76,6 +76,8 @@ class Guest:
                 )
             )
             self.pids, self.pidfds = self._vcpus.pids, self._vcpus.pidfds
+            self.userfaultfds = self._vcpus.userfaultfds
+            self.missing_pages = 0  # not there yet, see missing.py
             self._undo = undo.pop_all()
 
     @classmethod
@@ -267,13 +269,15 @@ class Guest:
         """Dirty tracking of this guest, not yet installed; in a mode it reports what it costs.
 
         Raises:
-            KernelError: the kernel doesn't trace this memory so.
+            KernelError, MigrationError: the memory isn't traced so, or not now: pages are missing.
         """
         tracker: BytemapTracker | PagemapTracker
+        if self.missing_pages:  # tracking would take their place
+            raise MigrationError(f"pages of {self.spec.name} are missing still")
         if self._written is not None:
             tracker = BytemapTracker(self._written)
         else:
-            vcpus = tuple(zip(self.pids, self._vcpus.userfaultfds, strict=True))
+            vcpus = tuple(zip(self.pids, self.userfaultfds, strict=True))
             tracker = PagemapTracker(vcpus, self.memory.address, self.memory.size_bytes)
         return tracker if mode is None else TracedTracker(self, tracker, mode)
 

@@ -91,6 +91,9 @@ class Vcpu:
                 self._build()
             self._begin(claimed=claimed)
             self._answer(RUNNING)
+            # What a task needs to start may be a page that is missing still (missing.py).
+            for number, task in enumerate(self._tasks):
+                self._due[number] = self._do(number, task.start)
             self._run()
 
     def _stand_still(self) -> bool:
@@ -142,8 +145,6 @@ class Vcpu:
             record[layout.LONGEST_GAP] = record[layout.LONGEST_GAP_AT] = 0
             record[layout.RESUMED_AT] = record[layout.BEAT] = now
             record[layout.RESUMES] += 1
-        for number, task in enumerate(self._tasks):
-            self._due[number] = self._do(number, task.start)
 
     def _account(self, word: int) -> tuple[int, int]:
         """Book the time since the last heartbeat on a word of the record; a heartbeat itself.

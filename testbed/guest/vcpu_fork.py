@@ -55,11 +55,13 @@ def _become_vcpu(start: VcpuStart, parent: int) -> NoReturn:
         _pin(start.number, start.cpus)
     if start.setup is not None:
         start.setup()
+    kept = [start.wake_fd, start.answer_fd, start.kick_fd]
     if start.handover is not None:
-        with_fd = open_userfaultfd()
-        start.handover.sendmsg([b"u"], [(1, 1, with_fd.to_bytes(4, sys.byteorder))])
+        # Kept open here, it outlives the VMX: a vCPU that waits for a page then dies waiting.
+        kept.append(open_userfaultfd())
+        start.handover.sendmsg([b"u"], [(1, 1, kept[-1].to_bytes(4, sys.byteorder))])
     # Whatever else the VMX has open (sockets above all) must not live on in this process.
-    close_all_but(start.wake_fd, start.answer_fd, start.kick_fd)
+    close_all_but(*kept)
     # select() takes low numbers only, and it alone sleeps for less than a millisecond.
     wake_fd = fcntl.fcntl(start.wake_fd, fcntl.F_DUPFD_CLOEXEC, 3)
     start.memory.populate()
