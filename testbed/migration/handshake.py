@@ -174,8 +174,8 @@ class Offering(_End):
 class Answering(_End):
     """The destination's end, for one connection: of which migration, its HELLO says.
 
-    When done, `spec` is the migration's and `number` the stream's; that no two connections are the
-    same stream is for the caller to see to.
+    When done, and not before, `spec` is the migration's and `number` the stream's: a HELLO may be a
+    replay. That no two connections are the same stream is for the caller to see to.
     """
 
     def __init__(self, expected: Mapping[int, MigrationSpec], nonce: bytes | None = None) -> None:
@@ -183,15 +183,17 @@ class Answering(_End):
         super().__init__(HELLO_BYTES)
         self._expected, self._nonce = expected, nonce
         self._agreement: _Agreement | None = None
+        self._claim: tuple[MigrationSpec, int] | None = None
         self.spec: MigrationSpec | None = None
         self.number = -1
 
     def _answer(self, message: bytes) -> bytes:
-        if self._agreement is None:
+        if self._agreement is None or self._claim is None:
             return self._challenge(message)
         if not hmac.compare_digest(message, self._agreement.proof):
             return self._refuse("no proof that it knows the secret; a replay, perhaps")
         self.keys = self._agreement.keys()
+        self.spec, self.number = self._claim
         return self._agreement.accepted
 
     def _challenge(self, message: bytes) -> bytes:
@@ -218,6 +220,6 @@ class Answering(_End):
             )
         challenge = _CHALLENGE + (self._nonce or secrets.token_bytes(NONCE_BYTES))
         self._agreement = _Agreement(spec.secret, message, challenge)
-        self.spec, self.number = spec, number
+        self._claim = spec, number
         self.wants = ANSWER_BYTES
         return challenge

@@ -131,6 +131,7 @@ def test_what_was_recorded_is_worth_nothing_another_time():
     fresh = answering.feed(recorded[0])
     assert len(fresh) == ANSWER_BYTES
     assert fresh != recorded[1]
+    assert (answering.spec, answering.number) == (None, -1)
     assert answering.feed(recorded[2]) == b""
     assert "replay" in answering.refused
     offering = Offering(SPEC, 0)
