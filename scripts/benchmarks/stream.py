@@ -28,11 +28,11 @@ from testbed.guest.specification import GuestSpec
 from testbed.measure.endpoint import Endpoint
 from testbed.measure.iperf import measure as iperf
 from testbed.measure.iperf_result import IperfTest
-from testbed.migration.receiver import Receiver
-from testbed.migration.sender import Sender
+from testbed.migration.incoming import Incoming
+from testbed.migration.listening import Listening
+from testbed.migration.outgoing import Outgoing
 from testbed.migration.specification import MigrationSpec
-from testbed.migration.stream import PeerError, Stream, connect, listen
-from testbed.migration.wire import Kind
+from testbed.migration.stream import PeerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ _RUNS = 7
 _DEADLINE_S = 120
 
 
-_Prepare: TypeAlias = "Callable[[int], Callable[[Sender], None]]"
+_Prepare: TypeAlias = "Callable[[int], Callable[[Outgoing], None]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +104,20 @@ def _compare(case: _Case, names: Pair, runs: int) -> dict[str, object]:
     }
 
 
-def _first_pass(page_count: int) -> Callable[[Sender], None]:
+def _first_pass(_: int) -> Callable[[Outgoing], None]:
     """Send the whole memory."""
-
-    def send(sender: Sender) -> None:
-        sender.send_all()
-        sender.end(Kind.END, Kind.ENDED, page_count, -1)
-
-    return send
+    return lambda streams: streams.copy(None, -1)
 
 
-def _scattered(page_count: int) -> Callable[[Sender], None]:
+def _scattered(page_count: int) -> Callable[[Outgoing], None]:
     """Send as many pages as the memory has, a random tenth of them at a time."""
     random = np.random.default_rng(1)
     tenth = page_count // _ROUNDS
     rounds = [np.sort(random.permutation(page_count)[:tenth]) for _ in range(_ROUNDS)]
 
-    def send(sender: Sender) -> None:
-        for number, pages in enumerate(rounds):
-            sender.send_pages(pages)
-            sender.end(Kind.END, Kind.ENDED, len(pages), number)
+    def send(streams: Outgoing) -> None:
+        for number, pages in enumerate(rounds, -1):
+            streams.copy(pages, number)
 
     return send
 
@@ -136,23 +130,23 @@ def _engine_bps(names: Pair, size_bytes: int, prepare: _Prepare) -> float:
 
     def destination() -> None:
         names.enter(B)
-        with listen(spec) as listener, GuestMemory("bench-b", size_bytes) as memory:
+        listening = Listening(spec)
+        with GuestMemory("bench-b", size_bytes) as memory:
             os.write(ready_write, b"1")
             # The source closes when it has its last answer, and only then.
-            with listener.accept()[0] as sock, suppress(PeerError):
-                Receiver(Stream(sock, spec.timeout_ns), memory).copy()
+            with Incoming(spec, listening.accept(spec), memory) as streams, suppress(PeerError):
+                streams.copy()
 
     def source() -> None:
         names.enter(A)
         with GuestMemory("bench-a", size_bytes) as memory:
             memory.words[:] = np.arange(memory.page_count, dtype=np.uint64)[:, None]
             os.read(ready_read, 1)
-            stream = connect(spec)
-            with stream.socket:
-                sender = Sender(stream, memory, _nothing, 1 << 62)
+            with Outgoing(spec, memory, _nothing) as streams:
+                streams.connect()
                 send = prepare(memory.page_count)
                 began_ns = time.monotonic_ns()
-                send(sender)
+                send(streams)
                 taken_ns = time.monotonic_ns() - began_ns
         os.write(result_write, str(taken_ns).encode())
 

@@ -35,6 +35,11 @@ def transmit_rate_bps(iterations: Sequence[Iteration]) -> float:
     return iterations[0].throughput_bps
 
 
+def copy_ns(iterations: Sequence[Iteration], pages: int) -> int:
+    """How long so many pages take at the transmit rate."""
+    return round(pages * PAGE_BYTES * 8e9 / max(transmit_rate_bps(iterations), 1))
+
+
 def decide(iterations: Sequence[Iteration], spec: MigrationSpec) -> Decision:
     """Switch over if the rest can be sent within the goal at the measured transmit rate.
 
@@ -43,7 +48,7 @@ def decide(iterations: Sequence[Iteration], spec: MigrationSpec) -> Decision:
     """
     rate_bps = transmit_rate_bps(iterations)
     last = iterations[-1]
-    rest_ns = last.dirty_pages * PAGE_BYTES * 8e9 / max(rate_bps, 1)
+    rest_ns = copy_ns(iterations, last.dirty_pages)
     if rest_ns <= spec.switchover_goal_ns:
         return Decision("switch over")
     least = spec.min_progress_percent / 100

@@ -11,6 +11,7 @@ from testbed.migration.convergence import transmit_rate_bps
 from testbed.report.result import Iteration, Sample
 
 if TYPE_CHECKING:
+    from testbed.migration.outgoing import Outgoing
     from testbed.migration.phase import Phase
 
 _PROGRESS_NS = 100_000_000
@@ -49,7 +50,7 @@ class Observation:
     def iterated(
         self,
         pages: int,
-        wire_bytes: int,
+        sent: Outgoing,
         from_to_ns: tuple[int, int],
         *,
         dirty_pages: int,
@@ -62,11 +63,12 @@ class Observation:
                 number=self.next_iteration,
                 pages=pages,
                 memory_bytes=pages * PAGE_BYTES,
-                wire_bytes=wire_bytes,
+                wire_bytes=sent.wire_bytes,
                 at_ns=began_ns - self._started_ns,
                 duration_ns=ended_ns - began_ns,
                 dirty_pages=dirty_pages,
                 stunned=stunned,
+                zero_pages=sent.zero_pages,
             )
         )
 

@@ -15,6 +15,7 @@ class Phase(Enum):
     """Where a migration is (vmotion-facts.md, row 42)."""
 
     CONNECT = "connect"  # sockets are opened, each end proves who it is
+    PREPARE = "prepare"  # the destination has memory for the guest, and a masked VM
     TRACE = "trace"  # dirty tracking is installed
     PRECOPY = "pre-copy"  # memory is copied while the guest runs
     SWITCHOVER = "switchover"  # the guest is stunned, the last pages are sent
@@ -24,7 +25,8 @@ class Phase(Enum):
 
 
 _NEXT = {
-    Phase.CONNECT: {Phase.TRACE, Phase.FAILED},
+    Phase.CONNECT: {Phase.PREPARE, Phase.FAILED},
+    Phase.PREPARE: {Phase.TRACE, Phase.FAILED},
     Phase.TRACE: {Phase.PRECOPY, Phase.FAILED},
     Phase.PRECOPY: {Phase.SWITCHOVER, Phase.FAILED},
     Phase.SWITCHOVER: {Phase.RESUME, Phase.FAILED},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,25 +12,15 @@ import numpy as np
 from testbed.errors import TestbedError
 from testbed.guest.backing import check_movable, told
 from testbed.guest.tracing import TracedTracker
-from testbed.migration.convergence import decide
+from testbed.migration.convergence import copy_ns, decide
 from testbed.migration.observation import Observation, Progress
+from testbed.migration.outgoing import Outgoing
 from testbed.migration.pauses import no_garbage_collection
 from testbed.migration.phase import MigrationFailed, MigrationUncertain, Phase, enter
-from testbed.migration.sender import Sender
 from testbed.migration.specification import refuse_unbuilt
-from testbed.migration.stream import PeerError, connect
-from testbed.migration.wire import (
-    RESUMED_BYTES,
-    Hello,
-    Kind,
-    Resumed,
-    WireError,
-    pack,
-    pack_error,
-    pack_hello,
-    unpack_resumed,
-)
-from testbed.report.result import EngineReport
+from testbed.migration.stream import PeerError
+from testbed.migration.wire import RESUMED_BYTES, Kind, Resumed, WireError, pack, unpack_resumed
+from testbed.report.result import EngineReport, Switchover
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +30,6 @@ if TYPE_CHECKING:
     from testbed.guest.machine import Guest
     from testbed.guest.tracking import DirtyTracker
     from testbed.migration.specification import MigrationSpec
-    from testbed.migration.stream import Stream
-
-_SAMPLE_NS = 25_000_000
 
 __all__ = ["Progress", "SourceHooks", "migrate", "take_back"]
 
@@ -91,7 +78,7 @@ def migrate(
         try:
             return migration.run(undo)
         except (PeerError, WireError, TestbedError) as error:
-            failed = error if isinstance(error, MigrationFailed) else migration.failure(str(error))
+            failed = error if isinstance(error, MigrationFailed) else migration.failed(error)
             failed.measured = migration.measured()
             raise failed from error
 
@@ -127,11 +114,15 @@ class _Source:
         self._cpu_ns = time.process_time_ns()
         self._phase = Phase.CONNECT
         self._seen = Observation(started_ns)
-        self._stream: Stream
-        self._sender: Sender
+        self._out: Outgoing
         self._tracker: DirtyTracker
         self._traced: TracedTracker | None = None
         self._prepare_ns = 0
+
+    def failed(self, error: Exception) -> MigrationFailed:
+        """What to raise, given what went wrong."""
+        told = self._phase is not Phase.RESUME and hasattr(self, "_out")
+        return self.failure(self._out.reason(error) if told else str(error))
 
     def failure(self, cause: str) -> MigrationFailed:
         """What to raise in the phase that the migration is in."""
@@ -155,18 +146,11 @@ class _Source:
         """All phases; what they acquire goes onto `undo`."""
         spec, memory = self._spec, self._guest.memory
         check_movable(self._guest.spec)
-        self._stream = connect(spec)
-        undo.callback(self._stream.close)
-        self._stream.send(pack_hello(Hello(spec.migration_id, spec.secret, memory.size_bytes)))
-        self._stream.turn = self._heed_cancel
-        try:
-            self._stream.expect(Kind.ACCEPTED)
-        except PeerError as error:
-            cause = f"the destination did not accept this migration ({error})"
-            raise self.failure(cause) from error
-        self._stream.turn = self._turn
-        self._sender = Sender(self._stream, memory, self._turn, _SAMPLE_NS)
+        self._out = undo.enter_context(Outgoing(spec, memory, self._turn))
         undo.push(self._say_why)
+        self._out.connect()
+        self._phase = enter(self._phase, Phase.PREPARE)
+        self._out.first.expect(Kind.PREPARED)
 
         self._phase = enter(self._phase, Phase.TRACE)
         self._tracker = tracker = self._guest.tracker(spec.trace)
@@ -181,11 +165,8 @@ class _Source:
     def _say_why(self, _: object, error: BaseException | None, __: object) -> None:
         """Tell the destination that the source gives up, unless the guest is its own."""
         if error is not None and self._phase is not Phase.RESUME:
-            self._stream.timeout_ns = 0
-            self._stream.turn = _nothing
             cause = error.cause if isinstance(error, MigrationFailed) else type(error).__name__
-            with suppress(PeerError):
-                self._stream.send(pack_error(cause))
+            self._out.tell_failure(cause)
 
     def _precopy(self) -> NDArray[np.int64]:
         """Iterate until the rest fits the goal; returns the pages left, found dirty already."""
@@ -204,23 +185,20 @@ class _Source:
         count = self._seen.pages_to_copy = (
             self._guest.memory.page_count if pages is None else len(pages)
         )
-        if pages is None:
-            self._sender.send_all()
-        else:
-            self._sender.send_pages(pages)
-        self._sender.end(Kind.END, Kind.ENDED, count, number)
+        self._out.copy(pages, number)
         ended_ns = time.monotonic_ns()
         dirty = self._tracker.collect()
         self._seen.iterated(
-            count, self._sender.wire_bytes, (at_ns, ended_ns), dirty_pages=len(dirty), stunned=False
+            count, self._out, (at_ns, ended_ns), dirty_pages=len(dirty), stunned=False
         )
         return dirty
 
     def _switch_over(self, dirty: NDArray[np.int64]) -> EngineReport:
         """Stun, send the last pages, hand over. Until RESUME is sent, any failure undoes it."""
-        spec, hooks, stream = self._spec, self._hooks, self._stream
+        spec, hooks, out = self._spec, self._hooks, self._out
         self._phase = enter(self._phase, Phase.SWITCHOVER)
         state = self._guest.state_pages()
+        estimated_ns = copy_ns(self._seen.iterations, len(dirty))
         with ExitStack() as undo:
             stun_ns = time.monotonic_ns()
             undo.callback(hooks.uncut)
@@ -231,30 +209,37 @@ class _Source:
             last = _merged(state, dirty, self._tracker.collect())
             if dead := self._guest.dead_vcpus():  # what it had written is not known
                 raise PeerError(f"vCPU {dead} died as it was stopped")
-            self._seen.sample(self._phase, stream.acknowledged_bytes(), len(last))
-            self._sender.send_pages(last)
+            suspended_ns = time.monotonic_ns()
+            self._seen.sample(self._phase, out.acknowledged_bytes(), len(last))
             if spec.verify:
-                stream.timeout_ns = spec.hold_timeout_ns
-            self._sender.end(Kind.SWITCHOVER, Kind.LOADED, len(last), self._seen.next_iteration)
-            stream.timeout_ns = spec.timeout_ns
+                out.first.timeout_ns = spec.hold_timeout_ns
+            announced = (Kind.BITMAP, last) if spec.bitmap else None
+            out.switch_over(last, self._seen.next_iteration, announced)
+            out.first.timeout_ns = spec.timeout_ns
             loaded_ns = time.monotonic_ns()
             self._phase = enter(self._phase, Phase.RESUME)
             undo.pop_all()
-        self._stream.turn = _nothing  # from here on nobody cancels
         resumed = self._hand_over()
         self._phase = enter(self._phase, Phase.COMPLETED)
         total_ns = time.monotonic_ns() - self._started_ns
-        self._seen.iterated(
-            len(last), self._sender.wire_bytes, (stun_ns, loaded_ns), dirty_pages=0, stunned=True
-        )
-        self._seen.sample(self._phase, stream.acknowledged_bytes(), 0)
+        self._seen.iterated(len(last), out, (stun_ns, loaded_ns), dirty_pages=0, stunned=True)
+        self._seen.sample(self._phase, out.acknowledged_bytes(), 0)
         return replace(
             self.measured(),
-            streams=(stream.report(resumed.receive_buffer_bytes),),
+            streams=out.reports(resumed.receive_buffer_bytes),
             total_ns=total_ns,
             stun_ns=None if spec.verify else resumed.resumed_ns - stun_ns,
             guest_gap_ns=None if spec.verify else resumed.guest_gap_ns,
             destination_cpu_ns=resumed.cpu_ns,
+            switchover=Switchover(
+                estimated_ns=estimated_ns,
+                suspend_ns=suspended_ns - stun_ns,
+                copy_ns=loaded_ns - suspended_ns,
+                bitmap=out.bitmap_encoding,
+                bitmap_bytes=out.bitmap_bytes,
+                bitmap_ns=out.bitmap_ns,
+                pages_after_resume=0,
+            ),
         )
 
     def measured(self) -> EngineReport:
@@ -274,27 +259,26 @@ class _Source:
         )
 
     def _hand_over(self) -> Resumed:
-        self._stream.send(pack(Kind.RESUME))
-        self._stream.expect(Kind.RESUMED)
+        first = self._out.first
+        first.send(pack(Kind.RESUME))
+        first.expect(Kind.RESUMED)
         body = bytearray(RESUMED_BYTES)
-        self._stream.receive(body)
+        first.receive(body)
         return unpack_resumed(body)
 
-    def _heed_cancel(self) -> None:
-        if self._hooks.cancelled():
-            raise self.failure("cancelled")
-
     def _turn(self) -> None:
-        """What is done now and then while bytes move."""
+        """What is done now and then while bytes move; once RESUME is sent nobody cancels."""
+        if self._phase is Phase.RESUME:
+            return
         if self._phase is Phase.SWITCHOVER and not self._spec.verify:
             return
-        self._heed_cancel()
-        if self._stream.readable() and self._sender.pages_left:
-            self._stream.receive_frame()  # an ERROR, or the end: both raise
-            raise WireError("the destination spoke out of turn")
+        if self._hooks.cancelled():
+            raise self.failure("cancelled")
         if dead := self._guest.dead_vcpus():
             raise PeerError(f"vCPU {dead} has died")
-        left, acknowledged_bytes = self._sender.pages_left, self._stream.acknowledged_bytes()
+        if self._phase is not Phase.PRECOPY and self._phase is not Phase.SWITCHOVER:
+            return
+        left, acknowledged_bytes = self._out.pages_left, self._out.acknowledged_bytes()
         progress = self._seen.sample(self._phase, acknowledged_bytes, left)
         if progress is not None:
             self._hooks.progress(progress)

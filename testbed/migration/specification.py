@@ -126,7 +126,7 @@ class MigrationSpec:
 
 
 _UNBUILT = (
-    *("streams", "window_bytes", "cycles_per_byte", "cycles_per_packet", "zero_pages", "bitmap"),
+    *("cycles_per_byte", "cycles_per_packet"),
     *("remaining_pages", "sdps", "quick_resume", "encrypted", "downtime_limit_ns", "deadline_ns"),
 )
 

@@ -1,46 +1,50 @@
-"""One TCP connection of a migration: its options, its timeouts, what TCP says of it."""
+"""One TCP connection of a migration: what it sends and receives, its timeouts, its costs."""
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import socket
 import struct
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from testbed.errors import KernelError
+from testbed.migration import tcp_info
 from testbed.migration.wire import ERROR_BYTES, HEADER_BYTES, Frame, Kind, WireError, unpack
 from testbed.report.result import StreamReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from testbed.migration.specification import MigrationSpec
     from testbed.migration.vector import PageVector
 
 # So long may one call block: progress is reported and a cancelled migration noticed as often.
-_TURN_NS = 50_000_000
-_SO_BUFFERS = {"send": (socket.SO_SNDBUF, 32), "receive": (socket.SO_RCVBUF, 33)}  # and FORCE
-_TCP_INFO = struct.Struct("8B24I4Q")  # linux/tcp.h, up to tcpi_bytes_received
+TURN_NS = 50_000_000
 
 
 class PeerError(Exception):
     """The peer has gone, gave up, or was silent for too long; its text says which."""
 
 
-class Stream:
-    """A connected socket of `make_socket`, or accepted by one.
+class GaveUpError(PeerError):
+    """The peer gave up and said why."""
 
-    `turn` is called whenever a call has blocked for 50 ms.
+
+class Stream:
+    """A connected socket.
+
+    `turn` is called whenever a call has blocked for 50 ms. `pay` is told of all bytes that were
+    sent or received, and may take its time. `moved` is a number that grows while the peer lives:
+    a call that is blocked is given up when it has not grown for the timeout.
     """
 
     def __init__(self, sock: socket.socket, timeout_ns: int) -> None:
         self.socket, self.timeout_ns = sock, timeout_ns
         self.turn: Callable[[], None] = _no_turn
+        self.pay: Callable[[int], None] = _no_pay
+        self.moved: Callable[[], int] = self.acknowledged_bytes
+        self.name = ""  # begins the texts of its errors
+        self.most_in_flight_bytes = 0
         sock.settimeout(None)
-        limit = struct.pack("ll", 0, _TURN_NS // 1000)
+        limit = struct.pack("ll", 0, TURN_NS // 1000)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._header = bytearray(HEADER_BYTES)
@@ -56,21 +60,24 @@ class Stream:
         Raises:
             PeerError: the peer took nothing for the timeout, or has gone.
         """
-        left = sum(len(part) for part in parts)
+        left = size_bytes = sum(len(part) for part in parts)
         waiting: list[bytes | memoryview] = list(parts)
         while True:
             sent = self._try(lambda: self.socket.sendmsg(waiting), "send")
             left -= sent
             if not left:
-                return
+                break
             while sent >= len(waiting[0]):
                 sent -= len(waiting.pop(0))
             waiting[0] = memoryview(waiting[0])[sent:]
+        self.pay(size_bytes)
 
     def send_pages(self, vector: PageVector) -> None:
         """Send all that a vector points at; errors as `send`."""
+        size_bytes = vector.left
         while vector.left:
             self._try(lambda: vector.send(self._fd, 0), "send")
+        self.pay(size_bytes)
 
     def receive(self, into: memoryview | bytearray) -> None:
         """Fill a buffer.
@@ -86,11 +93,14 @@ class Stream:
 
         while done < len(view):
             done += _alive(self._try(transfer, "receive"))
+        self.pay(done)
 
     def receive_pages(self, vector: PageVector) -> None:
         """Fill all that a vector points at; errors as `receive`."""
+        size_bytes = vector.left
         while vector.left:
             _alive(self._try(lambda: vector.receive(self._fd, socket.MSG_WAITALL), "receive"))
+        self.pay(size_bytes)
 
     def receive_frame(self) -> Frame:
         """The next header.
@@ -104,8 +114,18 @@ class Stream:
         if frame.kind is Kind.ERROR:
             text = bytearray(min(frame.count, ERROR_BYTES))
             self.receive(text)
-            raise PeerError(f"the peer gave up: {text.decode(errors='replace')}")
+            raise GaveUpError(f"the peer gave up: {text.decode(errors='replace')}")
         return frame
+
+    def hear(self) -> None:
+        """While only this end has a say: what has come is an ERROR, or the end; all is an error.
+
+        Raises:
+            PeerError: as `receive_frame`.
+            WireError: it is something else.
+        """
+        if self.readable():
+            raise WireError(f"{self.receive_frame().kind.name} out of turn")
 
     def expect(self, kind: Kind) -> Frame:
         """The next header, which must be of this kind; errors as `receive_frame`."""
@@ -131,42 +151,90 @@ class Stream:
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
-            raise PeerError(f"{verb}: {error.strerror}") from error
-        deadline = time.monotonic_ns() + self.timeout_ns
-        while time.monotonic_ns() < deadline:
+            raise PeerError(f"{self.name}{verb}: {error.strerror}") from error
+        moved = self.moved()
+        deadline_ns = time.monotonic_ns() + self.timeout_ns
+        while True:
+            if time.monotonic_ns() >= deadline_ns:
+                was, moved = moved, self.moved()
+                if moved == was:
+                    raise PeerError(
+                        f"{self.name}{verb}: nothing moved for {self.timeout_ns / 1e9:g} s"
+                    )
+                deadline_ns += self.timeout_ns
             self.turn()
             try:
                 return transfer()
             except (BlockingIOError, InterruptedError):
                 continue
             except OSError as error:
-                raise PeerError(f"{verb}: {error.strerror}") from error
-        raise PeerError(f"{verb}: nothing moved for {self.timeout_ns / 1e9:g} s")
+                raise PeerError(f"{self.name}{verb}: {error.strerror}") from error
 
     def acknowledged_bytes(self) -> int:
         """What the peer's TCP has acknowledged so far."""
-        return int(_tcp_info(self.socket)[34])
+        if self.socket.family == socket.AF_UNIX:
+            return 0
+        return tcp_info.acknowledged_bytes(self.socket)
+
+    def observe(self) -> None:
+        """Look at how much is in flight; the most that was seen is reported."""
+        if self.socket.family == socket.AF_UNIX:
+            return
+        in_flight_bytes = tcp_info.read(self.socket).in_flight_bytes
+        self.most_in_flight_bytes = max(self.most_in_flight_bytes, in_flight_bytes)
 
     def receive_buffer_bytes(self) -> int:
         """The receive buffer, as large as the kernel has made it by now."""
         return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
-    def report(self, receive_buffer_bytes: int) -> StreamReport:
+    def last_words(self) -> str | None:
+        """After a failure: what the peer gave as its reason, if it did and it is here."""
+        self.timeout_ns, self.turn = 0, _no_turn
+        try:
+            while self.readable():
+                self.receive_frame()
+        except GaveUpError as error:
+            return str(error)
+        except (PeerError, WireError):
+            pass
+        return None
+
+    def report(
+        self, receive_buffer_bytes: int = 0, window_bytes: int | None = None
+    ) -> StreamReport:
         """The connection as TCP_INFO tells it now."""
-        info = _tcp_info(self.socket)
+        info = tcp_info.read(self.socket)
+        name = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         return StreamReport(
             source_address=self.socket.getsockname()[0],
             destination_address=self.socket.getpeername()[0],
-            congestion_control=read_congestion_control(self.socket),
-            mss_bytes=info[10],
-            retransmitted_segments=info[31],
-            rtt_ns=info[23] * 1000,
+            congestion_control=name.split(b"\0")[0].decode(),
+            mss_bytes=info.mss_bytes,
+            retransmitted_segments=info.retransmitted_segments,
+            rtt_ns=info.rtt_ns,
             send_buffer_bytes=self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF),
             receive_buffer_bytes=receive_buffer_bytes,
+            bytes=info.acknowledged_bytes,
+            most_in_flight_bytes=self.most_in_flight_bytes,
+            window_bytes=window_bytes,
         )
 
 
+def reason(error: Exception, streams: Iterable[Stream]) -> str:
+    """Why a migration failed: what the peer said on one of its streams, or the error's text.
+
+    A peer that gives up tells it on every stream, but one of them may break before it is read.
+    """
+    if not isinstance(error, PeerError) or isinstance(error, GaveUpError):
+        return str(error)
+    return next(filter(None, (stream.last_words() for stream in streams)), str(error))
+
+
 def _no_turn() -> None:
+    pass
+
+
+def _no_pay(_: int) -> None:
     pass
 
 
@@ -174,101 +242,3 @@ def _alive(got: int) -> int:
     if got == 0:
         raise PeerError("the peer has closed the connection")
     return got
-
-
-def _tcp_info(sock: socket.socket) -> tuple[int, ...]:
-    data = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    return _TCP_INFO.unpack(data)
-
-
-def read_congestion_control(sock: socket.socket) -> str:
-    """The congestion control that a socket uses."""
-    name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-    return name.split(b"\0")[0].decode()
-
-
-def make_socket(spec: MigrationSpec, address: str) -> socket.socket:
-    """A TCP socket with the congestion control and buffers of the specification, read back.
-
-    Buffers are set before the connection is made, as the window scale is agreed on then. What a
-    listening socket has, the sockets that it accepts have too.
-
-    Raises:
-        KernelError: the kernel has not what was asked.
-    """
-    v6 = ipaddress.ip_address(address).version == 6
-    with ExitStack() as undo:
-        sock = undo.enter_context(socket.socket(socket.AF_INET6 if v6 else socket.AF_INET))
-        wanted = spec.congestion_control
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, wanted.encode())
-        except OSError as error:
-            remedy = f"load the module tcp_{wanted}"
-            raise KernelError("set congestion control", wanted, str(error), remedy) from error
-        if (found := read_congestion_control(sock)) != wanted:
-            raise KernelError("set congestion control", wanted, f"the socket has {found}")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        timeout_ms = spec.timeout_ns // 1_000_000
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
-        sizes = {"send": spec.send_buffer_bytes, "receive": spec.receive_buffer_bytes}
-        for name, size_bytes in sizes.items():
-            if size_bytes is not None:
-                _set_buffer(sock, name, size_bytes)
-        undo.pop_all()
-    return sock
-
-
-def _set_buffer(sock: socket.socket, name: str, size_bytes: int) -> None:
-    option, force = _SO_BUFFERS[name]
-    sock.setsockopt(socket.SOL_SOCKET, force, size_bytes)
-    found = sock.getsockopt(socket.SOL_SOCKET, option)
-    if found != 2 * size_bytes:  # the kernel counts its own overhead by doubling
-        cause = f"the socket has {found // 2}"
-        raise KernelError(f"set {name} buffer of", f"{size_bytes} bytes", cause)
-
-
-def listen(spec: MigrationSpec) -> socket.socket:
-    """Listen at the destination's address and port in this network namespace.
-
-    Raises:
-        KernelError: the address is not here, or in use.
-    """
-    with ExitStack() as undo:
-        sock = undo.enter_context(make_socket(spec, spec.destination_address))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((spec.destination_address, spec.port))
-            sock.listen(16)
-        except OSError as error:
-            where = f"{spec.destination_address} port {spec.port}"
-            raise KernelError("listen at", where, str(error.strerror)) from error
-        undo.pop_all()
-    return sock
-
-
-def connect(spec: MigrationSpec) -> Stream:
-    """Connect from the source's vmk address to the destination's.
-
-    Raises:
-        PeerError: there is no way, no answer within the timeout, or nobody listens.
-        KernelError: the socket's options or the source's address are refused.
-    """
-    with ExitStack() as undo:
-        sock = undo.enter_context(make_socket(spec, spec.destination_address))
-        if spec.source_device is not None:
-            device = spec.source_device.encode()
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
-        try:
-            sock.bind((spec.source_address, 0))
-        except OSError as error:
-            raise KernelError("bind to", spec.source_address, str(error.strerror)) from error
-        sock.settimeout(spec.timeout_ns / 1e9)
-        try:
-            sock.connect((spec.destination_address, spec.port))
-        except OSError as error:
-            cause = error.strerror or errno.errorcode.get(error.errno or 0, "timed out")
-            where = f"{spec.destination_address} port {spec.port}"
-            raise PeerError(f"connect to {where} from {spec.source_address}: {cause}") from error
-        stream = Stream(sock, spec.timeout_ns)
-        undo.pop_all()
-    return stream

@@ -1,25 +1,28 @@
 """What goes over the stream: frames of a 16-byte header and what follows it.
 
-    HELLO     version; then migration id, secret, memory bytes    source -> destination
-    ACCEPTED                                                      destination -> source
+    PREPARED  there is memory for the guest                       destination -> source
     RUN       count pages from page `value` on; their contents    first pass, up to 1 MiB
     GATHER    count page numbers; then the pages' contents        later passes, up to 512
-    END       count pages were sent in iteration `value`
-    ENDED     iteration `value` is in the destination's memory
+    ZERO      count runs (first page, pages) that are all zero    up to 512 pages
+    BITMAP    the pages still to come; `value` bytes of it, encoded as `count` says
+    MISSING   as BITMAP: pages that come only after the guest runs
+    END       count pages were sent in iteration `value` on this stream
+    ENDED     all of them are in the destination's memory
     SWITCHOVER as END, for the last iteration
     LOADED    all memory is there
     RESUME    run the guest: it is yours
     RESUMED   it runs; then `Resumed`
     ERROR     count bytes of text: I give up
 
+The handshake (handshake.py) comes before. PREPARED, BITMAP, MISSING, and all from LOADED to RESUMED
+go over the first stream only; the others carry pages.
 Little-endian. Whoever receives a frame checks every length and page number before it uses it.
 """
 
 from __future__ import annotations
 
-import hmac
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -30,25 +33,21 @@ from testbed.guest.memory import PAGE_BYTES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 1
 RUN_PAGES = (1 << 20) // PAGE_BYTES
 GATHER_PAGES = 512
 ERROR_BYTES = 4096
 NUMBER = np.dtype("<u4")  # a page number: 16 TiB of memory
 
 _HEADER = struct.Struct("<IIq")
-_HELLO = struct.Struct("<q32sq")
 _RESUMED = struct.Struct("<qqqqq")
 HEADER_BYTES = _HEADER.size
-HELLO_BYTES = HEADER_BYTES + _HELLO.size
 RESUMED_BYTES = _RESUMED.size
 
 
 class Kind(IntEnum):
     """What a frame is."""
 
-    HELLO = 0x544D5631
-    ACCEPTED = 1
+    PREPARED = 1
     RUN = 2
     GATHER = 3
     END = 4
@@ -58,6 +57,17 @@ class Kind(IntEnum):
     RESUME = 8
     RESUMED = 9
     ERROR = 10
+    ZERO = 11
+    BITMAP = 12
+    MISSING = 13
+
+
+_MOST = {
+    Kind.RUN: RUN_PAGES,
+    Kind.GATHER: GATHER_PAGES,
+    Kind.ZERO: GATHER_PAGES,
+    Kind.ERROR: ERROR_BYTES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +81,6 @@ class Frame:
 
 class WireError(Exception):
     """The peer sent what no peer of ours sends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """Who connects, and for which migration."""
-
-    migration_id: int
-    secret: bytes = field(repr=False)
-    memory_bytes: int
-
-    def same_migration(self, other: Hello) -> bool:
-        """Whether identifier and secret agree; the time taken tells nothing of the secret."""
-        mine, theirs = (_HELLO.pack(it.migration_id, it.secret, 0) for it in (self, other))
-        return hmac.compare_digest(mine, theirs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +110,7 @@ def unpack(data: bytes | bytearray | memoryview) -> Frame:
         kind = Kind(number)
     except ValueError:
         raise WireError(f"frame of unknown kind {number:#x}") from None
-    most = {Kind.RUN: RUN_PAGES, Kind.GATHER: GATHER_PAGES, Kind.ERROR: ERROR_BYTES}.get(kind)
+    most = _MOST.get(kind)
     if most is not None and not 0 < count <= most:
         raise WireError(f"{kind.name} of {count}, 1 to {most} are allowed")
     return Frame(kind, count, value)
@@ -142,24 +138,30 @@ def check_gather(pages: NDArray[np.uint32], page_count: int) -> None:
         raise WireError("GATHER of pages that do not ascend")
 
 
-def pack_hello(hello: Hello) -> bytes:
-    """A whole HELLO."""
-    body = _HELLO.pack(hello.migration_id, hello.secret, hello.memory_bytes)
-    return pack(Kind.HELLO, VERSION) + body
+def pack_zero(pages: NDArray[np.uint32]) -> bytes:
+    """A whole ZERO of these pages, ascending, 512 at most."""
+    starts = np.flatnonzero(np.diff(pages, prepend=pages[:1] - 2) != 1)
+    runs = np.empty((len(starts), 2), NUMBER)
+    runs[:, 0] = pages[starts]
+    runs[:, 1] = np.diff(starts, append=len(pages))
+    return pack(Kind.ZERO, len(runs)) + runs.tobytes()
 
 
-def unpack_hello(data: bytes | bytearray) -> Hello:
-    """A whole HELLO.
+def unpack_zero(body: bytes | bytearray, page_count: int) -> NDArray[np.int64]:
+    """The pages of a ZERO, ascending, from what follows its header.
 
     Raises:
-        WireError: it is none, or of another version.
+        WireError: they are none, too many, do not ascend, or do not lie in memory.
     """
-    if len(data) != HELLO_BYTES:
-        raise WireError(f"HELLO of {len(data)} bytes")
-    frame = unpack(data[:HEADER_BYTES])
-    if (frame.kind, frame.count) != (Kind.HELLO, VERSION):
-        raise WireError(f"{frame.kind.name} of version {frame.count} instead of HELLO {VERSION}")
-    return Hello(*_HELLO.unpack(data[HEADER_BYTES:]))
+    runs = np.frombuffer(body, NUMBER).reshape(-1, 2).astype(np.int64)
+    firsts, counts = runs[:, 0], runs[:, 1]
+    ends = firsts + counts
+    if not counts.all() or counts.sum() > GATHER_PAGES:
+        raise WireError(f"ZERO of {counts.sum()} pages in {len(runs)} runs")
+    if (firsts[1:] < ends[:-1]).any() or ends[-1] > page_count:
+        raise WireError(f"ZERO of runs that do not ascend, or leave the {page_count} pages")
+    skips = firsts - np.cumsum(counts) + counts
+    return np.arange(counts.sum()) + np.repeat(skips, counts)
 
 
 def pack_resumed(resumed: Resumed) -> bytes:

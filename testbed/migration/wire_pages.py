@@ -49,12 +49,18 @@ class WirePages(Protocol):
             WireError: it is not these pages.
         """
 
+    def zero(self, numbers: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Which of these pages, ascending, hold nothing but zeros."""
+
+    def clear(self, numbers: NDArray[np.int64]) -> None:
+        """Fill these pages, ascending, with zeros."""
+
 
 class RealPages:
     """Pages that lie in memory."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        self.address, self._bytes = memory.address, memory.bytes
+        self.address, self._bytes, self._words = memory.address, memory.bytes, memory.words
 
     def run(self, first: int, count: int) -> memoryview:
         """They lie there."""
@@ -70,6 +76,14 @@ class RealPages:
 
     def arrived(self, numbers: NDArray[np.uint32]) -> None:
         """They are where they belong."""
+
+    def zero(self, numbers: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Read."""
+        return _zero_rows(self._words, numbers)
+
+    def clear(self, numbers: NDArray[np.int64]) -> None:
+        """Written."""
+        self._words[numbers] = 0
 
 
 class SyntheticPages:
@@ -122,8 +136,29 @@ class SyntheticPages:
         memory.words[numbers[:real]] = rows[:real]
         memory.versions[numbers[real:]] = rows[real:count, 1]
 
-    def _real(self, numbers: NDArray[np.uint32]) -> int:
+    def zero(self, numbers: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Never written, or if they are real, read."""
+        real = self._real(numbers)
+        found: NDArray[np.bool_] = self._memory.versions[numbers] == 0
+        found[:real] = _zero_rows(self._memory.words, numbers[:real])
+        return found
+
+    def clear(self, numbers: NDArray[np.int64]) -> None:
+        """As if never written."""
+        self._memory.versions[numbers] = 0
+        self._memory.words[numbers[: self._real(numbers)]] = 0
+
+    def _real(self, numbers: NDArray[np.integer]) -> int:
         return int(np.searchsorted(numbers, self._memory.real_pages))
+
+
+def _zero_rows(words: NDArray[np.uint64], numbers: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which of these rows are all zero; all of one is read only if its first word is 0."""
+    zero: NDArray[np.bool_] = words[numbers, 0] == 0
+    rows = np.flatnonzero(zero)
+    if len(rows):
+        zero[rows] = np.bitwise_or.reduce(words[numbers[rows]], axis=1) == 0
+    return zero
 
 
 def wire_pages(memory: Memory) -> WirePages:

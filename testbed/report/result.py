@@ -12,7 +12,9 @@ from typing import Literal
 from testbed.guest.trace import TraceReport  # noqa: TC001 - the store reads the types
 from testbed.report.felt import Felt  # noqa: TC001
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, SCHEMA_VERSION)
+"""Version 2 is a version 3 in which nothing says what came with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,8 @@ class Iteration:
     `memory_bytes` are page contents, `wire_bytes` all that the sockets carried for them
     (headers of ours included, TCP's and Ethernet's not). The round ends when the
     destination has acknowledged it. `dirty_pages` were found dirty at its end. `stunned`
-    marks the last one, sent while the guest stood still.
+    marks the last one, sent while the guest stood still. Of its pages, `zero_pages` were all zero
+    and told instead of sent; they count in `memory_bytes` as if sent.
     """
 
     number: int
@@ -33,6 +36,7 @@ class Iteration:
     duration_ns: int
     dirty_pages: int
     stunned: bool
+    zero_pages: int = 0
 
     @property
     def throughput_bps(self) -> float:
@@ -43,6 +47,11 @@ class Iteration:
     def dirty_rate_bytes_per_s(self) -> float:
         """Distinct pages dirtied during the round x 4096, bytes per second."""
         return self.dirty_pages * 4096e9 / self.duration_ns if self.duration_ns else 0.0
+
+    @property
+    def transmit_to_dirty_percent(self) -> float | None:
+        """Pages transmitted in per cent of those dirtied meanwhile ("t2d"); None: none were."""
+        return 100 * self.pages / self.dirty_pages if self.dirty_pages else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,12 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """One TCP stream, as TCP_INFO told at its end."""
+    """One TCP stream, as TCP_INFO told at its end.
+
+    `bytes` are all that it carried and the peer acknowledged. `most_in_flight_bytes` is the most
+    payload that was seen sent but not yet acknowledged, in samples 25 ms apart, and
+    `window_bytes` what it was to be limited to; None: it was not.
+    """
 
     source_address: str
     destination_address: str
@@ -79,6 +93,39 @@ class StreamReport:
     rtt_ns: int
     send_buffer_bytes: int
     receive_buffer_bytes: int
+    bytes: int = 0
+    most_in_flight_bytes: int = 0
+    window_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slowdown:
+    """One step of SDPS, after an iteration: what each vCPU sleeps for a millisecond it has run."""
+
+    after_iteration: int
+    at_ns: int
+    sleep_ns_per_ms: int
+    transmit_bytes_per_s: float
+    dirty_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Switchover:
+    """What the stun was made of, at the source.
+
+    `estimated_ns` is what the pages left were expected to take before the guest was stopped.
+    `suspend_ns` until it stood still and its last pages were found; `bitmap_ns` until the bitmap
+    of `bitmap_bytes` was encoded and sent; `copy_ns` until the destination had all that it
+    waits for, the bitmap included. `pages_after_resume` were left for later.
+    """
+
+    estimated_ns: int
+    suspend_ns: int
+    copy_ns: int
+    bitmap: Literal["full", "compacted"] | None
+    bitmap_bytes: int
+    bitmap_ns: int
+    pages_after_resume: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +138,8 @@ class EngineReport:
     heartbeat at the source and its first at the destination; None likewise.
     `prepare_ns` is what passed before the first page was sent: the destination populates the
     guest's memory then. CPU times are of the two VMX processes, from the connection on.
-    `trace` says what page tracing cost the guest, if it was asked for in a mode.
+    `trace` says what page tracing cost the guest, if it was asked for in a mode. `slowdowns` are
+    SDPS's, none if it wasn't needed. `encryption` names the cipher of the streams; None: none.
     """
 
     iterations: tuple[Iteration, ...]
@@ -105,6 +153,9 @@ class EngineReport:
     source_cpu_ns: int
     destination_cpu_ns: int
     trace: TraceReport | None = None
+    switchover: Switchover | None = None
+    slowdowns: tuple[Slowdown, ...] = ()
+    encryption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from testbed.errors import InputError
 from testbed.report.felt import Felt
 from testbed.report.files import write_new
 from testbed.report.observed import LOG_SCHEMA_VERSION, LogResult
-from testbed.report.result import SCHEMA_VERSION, MigrationResult
+from testbed.report.result import READABLE_VERSIONS, MigrationResult
 
 LARGEST_FILE_BYTES = 256 << 20
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._+-]+")
@@ -78,9 +78,10 @@ def from_json(found: object, where: str) -> MigrationResult:
         InputError: it is no result, is damaged, or has another schema.
     """
     version = found.get("schema_version") if isinstance(found, dict) else None
-    if type(version) is not int or version != SCHEMA_VERSION:
+    if type(version) is not int or version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
         raise InputError(
-            f"{where}: schema version {version!r}, but this testbed reads {SCHEMA_VERSION}; "
+            f"{where}: schema version {version!r}, but this testbed reads {readable}; "
             "read it with the testbed that wrote it (see its testbed_version)"
         )
     try:

@@ -13,6 +13,7 @@ import subprocess
 import time
 import traceback
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,15 +22,20 @@ import pytest
 
 from testbed.guest import layout
 from testbed.guest.machine import Guest
+from testbed.guest.memory import GuestMemory
 from testbed.guest.specification import GuestSpec
 from testbed.guest.trace import parse_mode
 from testbed.guest.workloads import Writer
 from testbed.migration import wire
 from testbed.migration.destination import Destination, DestinationHooks
+from testbed.migration.handshake import Offering
+from testbed.migration.incoming import Incoming
+from testbed.migration.listening import Listening
 from testbed.migration.phase import MigrationFailed, MigrationUncertain, Phase
+from testbed.migration.sockets import connect
 from testbed.migration.source import SourceHooks, migrate, take_back
 from testbed.migration.specification import MigrationSpec
-from testbed.migration.stream import connect
+from testbed.migration.stream import Stream
 from testbed.migration.wire import Kind
 
 pytestmark = pytest.mark.root
@@ -301,30 +307,25 @@ def test_strangers_are_refused_without_a_word(start, namespaces):
     here.told()
 
     def strangers(tell, told):
-        hello = wire.Hello(spec.migration_id, spec.secret, spec.guest.memory_bytes)
-        wrong = [
-            wire.Hello(spec.migration_id, bytes(32), spec.guest.memory_bytes),
-            wire.Hello(spec.migration_id + 1, spec.secret, spec.guest.memory_bytes),
-            wire.Hello(-1, spec.secret, spec.guest.memory_bytes),
-            wire.Hello(spec.migration_id, spec.secret, spec.guest.memory_bytes * 2),
-        ]
+        liar = replace(spec, secret=bytes(32))
+        wrong = [Offering(liar, 0).hello, Offering(replace(spec, migration_id=7), 0).hello]
         answers = []
         with ExitStack() as undo:
-            for data in (*map(wire.pack_hello, wrong), b"GET / HTTP/1.1\r\n" * 9):
+            for data in (*wrong, b"GET / HTTP/1.1\r\n" * 9):
                 sock = undo.enter_context(socket.create_connection((B, spec.port), 5))
                 sock.sendall(data)
                 try:
                     answers.append(sock.recv(100))
                 except ConnectionResetError:
                     answers.append(b"")
-            for data in (b"", wire.pack_hello(hello)[:-1]):  # these only keep silent
+            for data in (b"", Offering(spec, 0).hello, Offering(spec, 0).hello[:-1]):
                 sock = undo.enter_context(socket.create_connection((B, spec.port), 5))
-                sock.sendall(data)
+                sock.sendall(data)  # these only keep silent from now on
             tell(answers)
             told.recv(10)
 
     stranger = start(0, strangers)
-    assert stranger.told() == [b""] * 5
+    assert stranger.told() == [b""] * 3
     here.go()
     report, *_ = here.told()
     assert report.iterations
@@ -449,20 +450,14 @@ def test_a_silent_destination_after_resume_leaves_the_guest_to_the_lab(start):
     spec = specification(timeout_ns=1_000_000_000)
 
     def takes_and_says_nothing(tell, told):
-        from testbed.guest.memory import GuestMemory
-        from testbed.migration.receiver import Receiver
-        from testbed.migration.stream import Stream, listen
-
-        with listen(spec) as listener, GuestMemory("b", spec.guest.memory_bytes) as memory:
+        listening = Listening(spec)
+        with GuestMemory("b", spec.guest.memory_bytes) as memory:
             tell("ready")
-            sock = listener.accept()[0]
-            with sock:
-                stream = Stream(sock, spec.timeout_ns)
-                stream.receive(bytearray(wire.HELLO_BYTES))
-                stream.send(wire.pack(Kind.ACCEPTED))
-                frame = Receiver(stream, memory).copy()
-                stream.send(wire.pack(Kind.LOADED, 0, frame.value))
-                stream.expect(Kind.RESUME)
+            with Incoming(spec, listening.accept(spec), memory) as streams:
+                streams.first.send(wire.pack(Kind.PREPARED))
+                last = streams.copy()
+                streams.first.send(wire.pack(Kind.LOADED, 0, last))
+                streams.first.expect(Kind.RESUME)
                 told.recv(10)
 
     there, here = start(1, takes_and_says_nothing), start(0, source(spec))
@@ -502,8 +497,8 @@ def test_socket_options_are_as_specified(start):
     spec = specification(send_buffer_bytes=300_000, receive_buffer_bytes=200_000)
 
     def work(tell, told):
-        stream = connect(spec)
-        with stream.socket:
+        with connect(spec, 0, lambda: None) as sock:
+            stream = Stream(sock, spec.timeout_ns)
             return stream.report(stream.receive_buffer_bytes())
 
     there = start(1, destination(spec))

@@ -98,7 +98,7 @@ def test_it_always_ends_and_never_switches_over_above_the_goal(size, rate, dirty
 
 def test_phases_follow_one_another_and_a_resumed_guest_cannot_fail():
     phase = Phase.CONNECT
-    for following in (Phase.TRACE, Phase.PRECOPY, Phase.SWITCHOVER, Phase.RESUME, Phase.COMPLETED):
+    for following in list(Phase)[1:-1]:
         phase = enter(phase, following)
     for illegal in ((Phase.RESUME, Phase.FAILED), (Phase.CONNECT, Phase.RESUME)):
         with pytest.raises(ValueError, match="cannot follow"):

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from testbed.guest.memory import GuestMemory
 from testbed.migration import wire
-from testbed.migration.receiver import Receiver
+from testbed.migration.receiver import Arrivals, Receiver, stamp
 from testbed.migration.sender import Sender
 from testbed.migration.stream import PeerError, Stream
 from testbed.migration.wire import Kind, WireError
+from testbed.migration.work import Work
 
 SIZE = 4 << 20
 PAGES = SIZE // 4096
@@ -60,26 +61,29 @@ def in_thread(work):
     return result
 
 
-def no_turn():
-    pass
+def receiver(stream, memory):
+    return Receiver(stream, Arrivals(memory))
 
 
 def test_a_whole_memory_and_then_pages_of_it(streams, memories):
     (near, far), (a, b) = streams, memories
-    received = in_thread(Receiver(far, b).copy)
-    sender = Sender(near, a, no_turn, 1 << 62)
-    sender.send_all()
-    sender.end(Kind.END, Kind.ENDED, PAGES, -1)
+    received = in_thread(receiver(far, b).copy)
+    sender = Sender(near, a)
+    sender.send(Work(PAGES))
+    sender.end(Kind.END, -1)
+    sender.confirm(Kind.ENDED, -1)
     assert (a.words == b.words).all()
+    assert sender.pages == PAGES
     assert SIZE < sender.wire_bytes < SIZE * 1.001
 
     before = b.words.copy()
     pages = np.unique(np.concatenate(([0, 1, 2, 700, PAGES - 1], np.arange(100, 690, 7))))
     a.words[:] += np.uint64(1)
-    sender.send_pages(pages)
-    near.send(wire.pack(Kind.SWITCHOVER, len(pages), 3))
+    sender.begin()
+    sender.send(Work(PAGES, pages))
+    sender.end(Kind.SWITCHOVER, 0)
     frame = received()
-    assert frame == wire.Frame(Kind.SWITCHOVER, len(pages), 3)
+    assert frame == wire.Frame(Kind.SWITCHOVER, len(pages), 0)
     changed = np.flatnonzero((b.words != before).any(axis=1))
     np.testing.assert_array_equal(changed, pages)
     assert (b.words[pages] == a.words[pages]).all()
@@ -94,8 +98,8 @@ def test_any_set_of_pages_arrives_and_no_other(numbers):
         left, right = socket.socketpair()
         with left, right:
             left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10000)
-            received = in_thread(Receiver(Stream(right, 10**10), b).copy)
-            Sender(Stream(left, 10**10), a, no_turn, 1 << 62).send_pages(pages)
+            received = in_thread(receiver(Stream(right, 10**10), b).copy)
+            Sender(Stream(left, 10**10), a).send(Work(PAGES, pages))
             left.close()
             assert isinstance(received(), PeerError)
         wanted = np.zeros_like(a.words)
@@ -112,7 +116,10 @@ BAD = {
     "gather that repeats": wire.pack(Kind.GATHER, 2) + bytes(8),
     "unknown kind": b"\xff" * wire.HEADER_BYTES,
     "wrong count": wire.pack(Kind.END, 5, -1),
-    "switchover of nothing": wire.pack(Kind.SWITCHOVER, 0, -1),
+    "another iteration": wire.pack(Kind.END, 0, 3),
+    "zeros beyond memory": wire.pack(Kind.ZERO, 1) + np.array([PAGES - 1, 2], "<u4").tobytes(),
+    "a long bitmap": wire.pack(Kind.BITMAP, 2, PAGES),
+    "a short bitmap": wire.pack(Kind.BITMAP, 1, 5),
     "resume during the copy": wire.pack(Kind.RESUME),
 }
 
@@ -122,8 +129,62 @@ def test_a_bad_frame_is_refused_and_memory_untouched(streams, memories, data):
     (near, far), (_, b) = streams, memories
     near.send(data, os.urandom(8192))
     with pytest.raises(WireError):
-        Receiver(far, b).copy()
+        receiver(far, b).copy()
     assert not b.words.any()
+
+
+def test_memory_that_is_not_whole_is_no_memory(memories):
+    arrivals = Arrivals(memories[1])
+    arrivals.stamps[: PAGES - 3] = stamp(4)
+    with pytest.raises(WireError, match="3 pages never came"):
+        arrivals.check(4, PAGES - 3)
+
+
+def test_the_last_pages_are_those_that_the_bitmap_announced(memories):
+    arrivals = Arrivals(memories[1])
+    arrivals.stamps[:] = stamp(-1)
+    arrivals.stamps[5:9] = stamp(0)
+    arrivals.announced = np.arange(5, 9)
+    arrivals.check(0, 4)
+    for pages, count in (np.arange(5, 10), 5), (np.arange(5, 9), 5), (np.arange(5, 8), 3):
+        arrivals.announced = pages
+        with pytest.raises(WireError, match="bitmap"):
+            arrivals.check(0, count)
+
+
+def test_zero_pages_are_told_and_take_the_place_of_what_was_there(streams, memories):
+    (near, far), (a, b) = streams, memories
+    a.words[: PAGES // 2] = 0
+    a.words[5, 511] = 1  # not quite zero
+    received = in_thread(receiver(far, b).copy)
+    sender = Sender(near, a, zero_pages=True)
+    sender.send(Work(PAGES))
+    assert (sender.pages, sender.zero_pages) == (PAGES, PAGES // 2 - 1)
+    assert sender.wire_bytes < SIZE * 0.51
+    sender.end(Kind.END, -1)
+    sender.confirm(Kind.ENDED, -1)
+    assert (a.words == b.words).all()
+
+    a.words[PAGES // 2 :: 2] = 0
+    sender.begin()
+    sender.send(Work(PAGES, np.arange(PAGES // 2 + 1, dtype=np.int64) + PAGES // 2 - 1))
+    assert sender.zero_pages == PAGES // 4 + 1
+    sender.end(Kind.SWITCHOVER, 0)
+    assert isinstance(received(), wire.Frame)
+    assert (a.words == b.words).all()
+
+
+def test_a_page_of_the_first_iteration_is_not_zeroed_twice(streams):
+    """Memory begins as zeros: to write them again would cost what not sending them saves."""
+    near, far = streams
+    with GuestMemory("a", SIZE) as a, GuestMemory("b", SIZE) as b:
+        b.words[7] = 1  # what no page of a fresh memory has
+        received = in_thread(receiver(far, b).copy)
+        sender = Sender(near, a, zero_pages=True)
+        sender.send(Work(PAGES))
+        sender.end(Kind.SWITCHOVER, -1)
+        assert isinstance(received(), wire.Frame)
+        assert b.words[7].all()
 
 
 @pytest.mark.parametrize(
@@ -136,14 +197,14 @@ def test_a_truncated_frame_is_an_error(streams, memories, data):
     near.send(data)
     near.close()
     with pytest.raises(PeerError, match="closed"):
-        Receiver(far, b).copy()
+        receiver(far, b).copy()
 
 
 def test_a_peers_error_is_told_with_its_text(streams, memories):
     (near, far), (_, b) = streams, memories
     near.send(wire.pack_error("the source is on fire"))
     with pytest.raises(PeerError, match="on fire"):
-        Receiver(far, b).copy()
+        receiver(far, b).copy()
 
 
 def test_silence_ends_after_the_timeout_and_turns_go_on(streams):

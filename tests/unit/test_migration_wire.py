@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.migration import wire
-from testbed.migration.wire import Frame, Hello, Kind, Resumed, WireError
+from testbed.migration.wire import Frame, Kind, Resumed, WireError
 
 PAGES = 262144
 int64 = st.integers(-(2**63), 2**63 - 1)
-hellos = st.builds(Hello, int64, st.binary(min_size=32, max_size=32), int64)
 
 
 @given(st.sampled_from(list(Kind)), st.integers(1, 256), int64)
@@ -57,20 +56,25 @@ def test_a_gather_is_accepted_exactly_if_it_ascends_in_memory(numbers):
             wire.check_gather(pages, PAGES)
 
 
-@given(hellos, hellos)
-def test_only_the_same_identifier_and_secret_are_the_same_migration(one, other):
-    assert wire.unpack_hello(wire.pack_hello(one)) == one
-    same = (one.migration_id, one.secret) == (other.migration_id, other.secret)
-    assert one.same_migration(one)
-    assert one.same_migration(other) == same
-    assert not one.same_migration(Hello(one.migration_id, bytes(32), 0)) or one.secret == bytes(32)
-    assert not one.same_migration(Hello(one.migration_id ^ 1, one.secret, 0))
+@given(st.sets(st.integers(0, PAGES - 1), min_size=1, max_size=wire.GATHER_PAGES))
+def test_zero_pages_round_trip(numbers):
+    pages = np.array(sorted(numbers), wire.NUMBER)
+    data = wire.pack_zero(pages)
+    frame = wire.unpack(data[: wire.HEADER_BYTES])
+    body = data[wire.HEADER_BYTES :]
+    assert (frame.kind, frame.count * 8) == (Kind.ZERO, len(body))
+    np.testing.assert_array_equal(wire.unpack_zero(body, PAGES), pages)
 
 
-@given(st.binary(max_size=2 * wire.HELLO_BYTES))
-def test_garbage_is_no_hello(data):
-    with pytest.raises(WireError):
-        wire.unpack_hello(data)
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)), min_size=1))
+def test_zero_pages_are_in_memory_ascending_and_few_or_refused(runs):
+    try:
+        pages = wire.unpack_zero(np.array(runs, wire.NUMBER).tobytes(), PAGES)
+    except WireError:
+        return
+    assert 0 < len(pages) <= wire.GATHER_PAGES
+    assert pages[-1] < PAGES
+    assert (pages[1:] > pages[:-1]).all()
 
 
 @given(st.builds(Resumed, int64, int64, int64, int64, int64))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
@@ -142,6 +142,23 @@ def set_version(found: dict[str, Any]) -> None:
     found["schema_version"] = SCHEMA_VERSION + 1
 
 
+def test_a_result_of_version_2_is_read(tmp_path: Path) -> None:
+    iteration = Iteration(-1, 1, 4096, 4200, 5, 6, 0, True)
+    stream = StreamReport("10.0.0.1", "10.0.0.2", "cubic", 8948, 0, 100, 1, 2)
+    engine = EngineReport((iteration,), (), (stream,), 1, 2, 3, 4, "pagemap", 5, 6)
+    result = replace(RESULT, outcome="completed", failure=None, engine=engine)
+    path = store.write(result, tmp_path)
+    found = json.loads(path.read_text())
+    found["schema_version"] = 2
+    for key in ("switchover", "slowdowns", "encryption"):
+        del found["engine"][key]
+    for key in ("bytes", "most_in_flight_bytes", "window_bytes"):
+        del found["engine"]["streams"][0][key]
+    del found["engine"]["iterations"][0]["zero_pages"]
+    path.write_text(json.dumps(found))
+    assert store.read(path) == replace(result, schema_version=2)
+
+
 def drop_guest(found: dict[str, Any]) -> None:
     del found["guest"]
 
@@ -173,7 +190,7 @@ def null_text(found: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (set_version, "schema version 3, but this testbed reads 2"),
+        (set_version, "schema version 4, but this testbed reads 2 and 3"),
         (drop_guest, "lacks 'guest'"),
         (add_key, "result.guest has the unknown key 'color'"),
         (float_for_int, "result.guest.vcpus is 2.0"),
