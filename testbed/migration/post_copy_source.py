@@ -44,7 +44,7 @@ _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
 _SHORTEST_NAP_S, _LONGEST_NAP_S = 0.0001, 0.002
 
 
-def _nothing(*_: object) -> None:
+def _nothing() -> None:
     pass
 
 
@@ -63,7 +63,6 @@ class Serving:
         file: ResumeFile | None = None,
         *,
         turn: Callable[[], None] = _nothing,
-        sent: Callable[[int, int], None] = _nothing,
     ) -> None:
         """Take over the streams.
 
@@ -76,12 +75,11 @@ class Serving:
             missing: the pages that the destination lacks, ascending.
             file: the Quick Resume file, made before the stun; None: without.
             turn: called about twenty times a second; what it raises ends the post-copy.
-            sent: called in each stream's own thread after a frame: the stream's number, its bytes.
         """
         if not isinstance(guest.memory, GuestMemory):
             raise MigrationError(f"the memory of {guest.spec.name} can't be missing page by page")
         self._streams, self._memory, self._file = streams, guest.memory.bytes, file
-        self._name, self._turn, self._sent = guest.spec.name, turn, sent
+        self._name, self._turn = guest.spec.name, turn
         self._known = np.zeros(guest.memory.page_count, np.bool_)
         self._known[missing] = True
         self._backlog, self._window = Backlog(missing), PushWindow()
@@ -188,8 +186,7 @@ class Serving:
         while len(pages := self._next(stream)):
             parts = pages_frame(pages, self._memory)
             stream.send(*parts)
-            self._wire_bytes[number] += (size := sum(map(len, parts)))
-            self._sent(number, size)
+            self._wire_bytes[number] += sum(map(len, parts))
         stream.send(pack_head(Kind.LAST))
 
     def _next(self, stream: Stream) -> NDArray[np.int64]:

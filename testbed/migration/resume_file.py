@@ -4,7 +4,8 @@ It is on the datastore that both hosts see (vmotion-facts.md, row 28): a backup 
 and a two-way channel. The destination writes numbered requests into one ring, a page each; the
 source answers number n with page and content in slot n of the other, so a slot is free again as
 soon as its answer is taken, and nobody has to say so. Each end has a card besides, on which it
-says how far it is and, by its number going up, that it lives.
+says how far it is and, by its number going up, that it lives. An encrypted migration's file is
+encrypted, too.
 
     card of the source, card of the destination, ring of requests, ring of answers
 """
@@ -67,7 +68,7 @@ class ResumeFile:
         self, fd: int, path: str, end: Literal["source", "destination"], spec: MigrationSpec
     ) -> None:
         self._fd, self.path, self._timeout_ns = fd, path, spec.timeout_ns
-        ring = partial(Ring, self, secret=spec.secret)
+        ring = partial(Ring, self, secret=spec.secret, encrypted=spec.encrypted)
         cards = (
             ring(0, 1, _TEXT_BYTES, name="source"),
             ring(_CARD_BYTES, 1, _TEXT_BYTES, name="destination"),

@@ -3,6 +3,7 @@
 A record is there when it is whole: the reader checks a keyed digest over all of it, and its
 sequence number against the one that it waits for. A record that is half written, older, or of
 somebody else is none. Nothing is locked, and a process that is killed leaves nothing undone.
+What an encrypted migration writes is sealed by AES-256-GCM instead, under the record's number.
 """
 
 from __future__ import annotations
@@ -37,12 +38,21 @@ class Ring:
     """
 
     def __init__(
-        self, blocks: Blocks, offset: int, slots: int, body_bytes: int, *, name: str, secret: bytes
+        self,
+        blocks: Blocks,
+        offset: int,
+        slots: int,
+        body_bytes: int,
+        *,
+        name: str,
+        secret: bytes,
+        encrypted: bool = False,
     ) -> None:
-        """Lay it over a part of the file; `name` and `secret` make the key of its digests."""
+        """Lay it over a part of the file; `name` and `secret` make the key of its records."""
         self._blocks, self._offset, self._slots = blocks, offset, slots
         self._slot_bytes = RECORD_BYTES + body_bytes
-        self._key = hashlib.blake2b(name.encode(), key=secret).digest()
+        key = hashlib.blake2b(name.encode(), key=secret, digest_size=32).digest()
+        self._seal: _Seal = _Encrypted(key) if encrypted else _Signed(key)
         self.end = offset + slots * self._slot_bytes
 
     def put(self, first: int, records: Sequence[tuple[int, bytes]]) -> None:
@@ -65,7 +75,7 @@ class Ring:
 
     def _pack(self, number: int, value: int, body: bytes) -> bytes:
         head = _HEAD.pack(number, value, len(body))
-        return (head + self._digest(head, body) + body).ljust(self._slot_bytes, b"\0")
+        return (head + self._seal.close(number, head, body)).ljust(self._slot_bytes, b"\0")
 
     def _unpack(self, slot: int) -> tuple[int, int, bytes] | None:
         data = self._blocks.read(self._slot_bytes, self._offset + slot * self._slot_bytes)
@@ -74,11 +84,50 @@ class Ring:
         number, value, size = _HEAD.unpack_from(data)
         if size > self._slot_bytes - RECORD_BYTES:
             return None
-        body = data[RECORD_BYTES : RECORD_BYTES + size]
-        digest = data[_HEAD.size : RECORD_BYTES]
-        if not hmac.compare_digest(digest, self._digest(data[: _HEAD.size], body)):
-            return None
-        return number, value, body
+        body = self._seal.open(number, data[: _HEAD.size], data[_HEAD.size : RECORD_BYTES + size])
+        return None if body is None else (number, value, body)
 
-    def _digest(self, head: bytes, body: bytes) -> bytes:
-        return hashlib.blake2b(head + body, key=self._key, digest_size=_DIGEST_BYTES).digest()
+
+class _Seal(Protocol):
+    """Proves head and body of a record, in 16 bytes more than the body's."""
+
+    def close(self, number: int, head: bytes, body: bytes) -> bytes:
+        """What is written after the head."""
+
+    def open(self, number: int, head: bytes, sealed: bytes) -> bytes | None:
+        """The body; None if this isn't what was closed."""
+
+
+class _Signed:
+    """Anybody may read it."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def close(self, _: int, head: bytes, body: bytes) -> bytes:
+        digest = hashlib.blake2b(head + body, key=self._key, digest_size=_DIGEST_BYTES).digest()
+        return digest + body
+
+    def open(self, number: int, head: bytes, sealed: bytes) -> bytes | None:
+        body = sealed[_DIGEST_BYTES:]
+        return body if hmac.compare_digest(sealed, self.close(number, head, body)) else None
+
+
+class _Encrypted:
+    """A number is used once, so it makes the nonce."""
+
+    def __init__(self, key: bytes) -> None:
+        # Only here, as nobody else needs it.
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+        self._cipher, self._invalid = AESGCM(key), InvalidTag
+
+    def close(self, number: int, head: bytes, body: bytes) -> bytes:
+        return self._cipher.encrypt(number.to_bytes(12, "little"), body, head)
+
+    def open(self, number: int, head: bytes, sealed: bytes) -> bytes | None:
+        try:
+            return self._cipher.decrypt(number.to_bytes(12, "little"), sealed, head)
+        except self._invalid:
+            return None

@@ -46,11 +46,11 @@ BODIES = st.lists(st.binary(max_size=40), min_size=1, max_size=6)
 
 
 @settings(max_examples=30)
-@given(st.lists(BODIES, max_size=4), st.data())
-def test_a_record_is_read_whole_or_not_at_all(batches, data):
+@given(st.lists(BODIES, max_size=4), st.booleans(), st.data())
+def test_a_record_is_read_whole_or_not_at_all(batches, encrypted, data):
     """Torn writes, in any order: what is read of number n is what was written as number n."""
     disk = Disk(4000)
-    ring = Ring(disk, 100, 6, 40, name="answers", secret=b"s")
+    ring = Ring(disk, 100, 6, 40, name="answers", secret=b"s", encrypted=encrypted)
     first, all_bodies = 0, []
     for bodies in batches:
         ring.put(first, [(7, body) for body in bodies])
@@ -67,10 +67,10 @@ def test_a_record_is_read_whole_or_not_at_all(batches, data):
     assert not any(disk.data[:100] + disk.data[ring.end :])
 
 
-@given(st.data())
-def test_bytes_that_change_are_noticed(data):
+@given(st.booleans(), st.data())
+def test_bytes_that_change_are_noticed(encrypted, data):
     disk = Disk(500)
-    ring = Ring(disk, 0, 2, 40, name="answers", secret=b"s")
+    ring = Ring(disk, 0, 2, 40, name="answers", secret=b"s", encrypted=encrypted)
     ring.put(0, [(7, b"content"), (8, b"")])
     disk.settle()
     place = data.draw(st.integers(0, ring.end - 1))
@@ -104,6 +104,17 @@ def test_records_of_others_are_none():
     disk.settle()
     disk.data[:] = old
     assert ours.get(2) is None
+
+
+def test_what_an_encrypted_migration_writes_tells_nothing(tmp_path):
+    path, page = tmp_path / "vm.resume", b"secret" * 600
+    for encrypted in (False, True):
+        spec = replace(SPEC, encrypted=encrypted)
+        with ResumeFile.create(str(path), spec) as source, ResumeFile.open(str(path), spec) as end:
+            end.request([5])
+            source.answer([(number, page) for number in source.requests()])
+            assert (b"secretsecret" in path.read_bytes()) == (not encrypted)
+            assert list(end.answers()) == [(5, page)]
 
 
 @pytest.fixture
