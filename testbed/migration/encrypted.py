@@ -28,7 +28,7 @@ _OVERHEAD_BYTES = _LENGTH.size + TAG_BYTES
 _SEALED_BYTES = 2 * (RECORD_BYTES + _OVERHEAD_BYTES)  # so small records go along with large ones
 
 
-class _Sealing:
+class Sealing:
     """One direction's key, and the number of its next record."""
 
     def __init__(self, key: bytes) -> None:
@@ -80,7 +80,7 @@ class EncryptedStream(Stream):
         ours, theirs = keys.to_destination, keys.to_source
         if not at_source:
             ours, theirs = theirs, ours
-        self._ours, self._theirs = _Sealing(ours), _Sealing(theirs)
+        self._ours, self._theirs = Sealing(ours), Sealing(theirs)
         self._sealed = memoryview(bytearray(_SEALED_BYTES))
         self._length = bytearray(_LENGTH.size)
         self._arriving = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))

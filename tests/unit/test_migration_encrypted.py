@@ -260,7 +260,7 @@ WHERE = {"length": (0, 4), "content": (4, 104), "tag": (104, 120)}
 
 
 @pytest.mark.parametrize("where", WHERE.values(), ids=WHERE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_a_bit_changed_anywhere_is_found(where, data):
     good = on_the_wire(*SENT)
@@ -274,7 +274,7 @@ def test_a_bit_changed_anywhere_is_found(where, data):
         taken(bad, 400)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 479))
 def test_what_was_cut_short_is_an_error_after_all_that_came_whole(size):
     data = on_the_wire(*SENT)[:size]
@@ -290,7 +290,7 @@ def test_a_length_that_no_peer_sends_is_refused_before_anything_is_read(size):
         taken(size.to_bytes(4, "little") + bytes(100), 50)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=2000))
 def test_garbage_is_never_taken(data):
     with pytest.raises((WireError, PeerError)):
