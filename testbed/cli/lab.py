@@ -76,7 +76,7 @@ def apply_command(topology_file: Path) -> None:
     if answer["undone"] or answer["altered"] or answer["done"]:
         return
     if answer["properties"]:
-        click.echo("changed what is no kernel object: memory, cores, services, a VM's host")
+        click.echo("changed what is no kernel object: memory, CPU, profile, services, a VM's host")
     else:
         click.echo(f"lab {found.name!r} is as the file says; nothing changed")
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": ("testbed.cli.topology", "Check a topology file; touches nothing."),
     "plan": ("testbed.cli.topology", "Show what 'up' would do, or 'apply' to a running lab."),
     "schema": ("testbed.cli.topology", "Print the JSON Schema of the topology file."),
+    "profile": ("testbed.cli.profile", "List the profiles of vMotion's generations, or show one."),
     "up": ("testbed.cli.lab", "Build the lab of a topology and power on its VMs."),
     "apply": ("testbed.cli.lab", "Change a running lab to a topology."),
     "down": ("testbed.cli.lab", "Take a lab down and restore the machine."),

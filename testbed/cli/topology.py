@@ -59,8 +59,19 @@ def plan_command(topology_file: Path, as_json: bool, fresh: bool) -> None:
         return
     for step in plan.steps:
         click.echo(f"+ {describe(step)}")
+    for line in _behaviour(found):
+        click.echo(line)
     counts = ", ".join(f"{count} {kind}" for kind, count in plan.counts().items())
     click.echo(f"{len(plan.steps)} steps: {counts}")
+
+
+def _behaviour(found: Topology) -> list[str]:
+    """How the hosts' vMotion behaves, those that are alike together."""
+    alike: dict[str, list[str]] = {}
+    for host in found.hosts:
+        cpu = f", {host.cores} cores of {host.mhz:g} MHz" if host.profile.charges_cpu else ""
+        alike.setdefault(f"profile {host.profile.name}{cpu}", []).append(host.name)
+    return [f"{what}: {', '.join(hosts)}" for what, hosts in alike.items()]
 
 
 def _against_running(found: Topology) -> Difference | None:

@@ -13,6 +13,7 @@ from testbed.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from testbed.profiles import Profile
     from testbed.topology.node import Node
     from testbed.topology.policy import Ranges, Teaming
     from testbed.topology.schema import HostNic, TopologyFile
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         VSwitch,
     )
 
-LONGEST_TRACE_BYTES = 8_000_000
+LONGEST_FILE_BYTES = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,18 @@ class SwitchDraft:
         return self.of.portgroups
 
 
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """The profiles of a file, at scale 1: the lab's, and those of hosts that have their own."""
+
+    lab: Profile
+    hosts: dict[str, Profile]
+
+    def of(self, host: str) -> Profile:
+        """A host's."""
+        return self.hosts.get(host, self.lab)
+
+
 class Draft:
     """A file's models, its tree, and what is known to be wrong with them.
 
@@ -68,7 +81,10 @@ class Draft:
         problems: takes what the checks find.
         broken: paths of objects with a mistake of their own.
         incomplete: sections whose names are not all known.
-        traces: the texts of trace files that are known already, by the paths in the file.
+        traces: the texts of files that this one names and that are known already, by their paths
+            in the file: VMs' traces, and profiles.
+
+    `behaviour` is known once it has been checked.
     """
 
     def __init__(
@@ -83,6 +99,7 @@ class Draft:
     ) -> None:
         self.file = file
         self.traces = traces
+        self.behaviour: Behaviour | None = None
         self.problems = problems
         self.incomplete = incomplete
         self._broken = broken
@@ -119,18 +136,20 @@ class Draft:
     def _has(self, path: Path) -> bool:
         return len(path) > 3 and str(path[1]) in self.file.hosts
 
-    def trace(self, name: str) -> str:
-        """The text of a trace file, seen from the topology file's directory.
+    def text_of(self, name: str, what: str) -> str:
+        """The text of a file that the topology names, seen from the topology file's directory.
+
+        `what` is what it should be, such as `a trace file`.
 
         Raises:
             InputError: it can't be read, or is no text.
         """
         if name not in self.traces:
             path = FilePath(self.problems.file).parent / name
-            how = "name a trace file, seen from the directory of the topology file"
+            how = f"name {what}, seen from the directory of the topology file"
             try:
-                if not path.is_file() or path.stat().st_size > LONGEST_TRACE_BYTES:
-                    size = format_size(LONGEST_TRACE_BYTES)
+                if not path.is_file() or path.stat().st_size > LONGEST_FILE_BYTES:
+                    size = format_size(LONGEST_FILE_BYTES)
                     raise InputError(f"{shown(name)} is no file of at most {size}; {how}")
                 self.traces[name] = path.read_text(encoding="utf-8")
             except OSError as error:

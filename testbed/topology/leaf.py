@@ -18,12 +18,13 @@ NAME_PATTERN = r"[A-Za-z0-9_,\[\]-]*\[[A-Za-z0-9_,-]+\][A-Za-z0-9_,\[\]-]*"
 class Leaf:
     """How one kind of value is read from YAML's scalar, and its JSON Schema.
 
-    `parse` raises ValueError, best a `Refusal`.
+    `parse` raises ValueError, best a `Refusal`. A leaf that `takes_mapping` gets one as its node.
     """
 
     parse: Callable[[object], object]
     schema: dict[str, Any]
     expects: str
+    takes_mapping: bool = False
 
     def __get_pydantic_core_schema__(self, _: object, __: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(

@@ -12,7 +12,9 @@ from netaddr import IPAddress, IPNetwork
 
 from testbed import units
 from testbed.topology.leaf import Leaf, named, texts, whole
+from testbed.topology.node import Node
 from testbed.topology.problems import Refusal, shown
+from testbed.topology.profile_leaf import PROFILE
 
 MIN_MTU, MAX_MTU = 576, 9216
 MIN_RATE_BPS, MAX_RATE_BPS = 8_000, 10**12
@@ -187,6 +189,8 @@ Scale: TypeAlias = Annotated[
 ]
 Mtu: TypeAlias = Annotated[int | None, whole(MIN_MTU, MAX_MTU, "an MTU", "bytes", [1500, 9000])]
 Cores: TypeAlias = Annotated[int | None, whole(1, 1024, "a number", "cores", [8])]
+Mhz: TypeAlias = Annotated[int | None, whole(100, 10_000, "a clock rate", "MHz", [2260])]
+Profile: TypeAlias = Annotated[str | Node | None, PROFILE]
 Vcpus: TypeAlias = Annotated[int | None, whole(1, 768, "a number", "vCPUs", [2])]
 Address: TypeAlias = Annotated[
     IPNetwork | None,

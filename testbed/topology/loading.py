@@ -9,6 +9,7 @@ from testbed.errors import InputError
 from testbed.topology import (
     addressing,
     bandwidth,
+    behaviour,
     capacity,
     links,
     marking,
@@ -48,6 +49,7 @@ _STAGES = (
     marking,
     workloads,
     capacity,
+    behaviour,
 )
 
 

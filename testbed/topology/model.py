@@ -1,7 +1,7 @@
 """The resolved topology: patterns expanded, references resolved, units gone, frozen.
 
-Rates and sizes are the ones that the lab will have, after `scale`; multiplied by
-`1 / scale` they are the nominal ones of the file.
+Rates, clock rates, sizes and the windows of profiles are the ones that the lab will have, after
+`scale`; multiplied by `1 / scale` they are the nominal ones of the file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from testbed.guest.specification import Backing
     from testbed.guest.workloads import Workload
+    from testbed.profiles import Profile
 
 from testbed.topology.policy import (
     Allocation,
@@ -152,10 +153,15 @@ class VmkernelAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """An ESXi-like host. `cores` and `memory_bytes` bound the VMs that it admits."""
+    """An ESXi-like host. `cores` and `memory_bytes` bound the VMs that it admits.
+
+    `mhz` is a core's clock rate, None if the file doesn't say; `profile` how its vMotion behaves.
+    """
 
     name: str
     cores: int
+    mhz: float | None
+    profile: Profile
     memory_bytes: int
     uplinks: tuple[Uplink, ...]
     vswitches: tuple[VSwitch, ...]
@@ -217,12 +223,14 @@ class VM:
 class Topology:
     """A whole estate, validated.
 
-    `text` is the file's own, for results, `file` its name, `traces` the (path as the file writes
-    it, text) of the trace files that its VMs replay.
+    `profile` is that of hosts without one of their own. `text` is the file's own, for results,
+    `file` its name, `traces` the (path as the file writes it, text) of the files that it names:
+    traces that its VMs replay, and profiles.
     """
 
     name: str
     scale: Fraction
+    profile: Profile
     sites: tuple[str, ...]
     switches: tuple[PhysicalSwitch, ...]
     routers: tuple[Router, ...]

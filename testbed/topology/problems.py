@@ -105,6 +105,10 @@ class Problems:
         if len(self._found) > MAX_PROBLEMS:
             raise Enough
 
+    def take(self, problem: Problem) -> None:
+        """Report a mistake that has its place already, here or in a file that this one names."""
+        self._found.setdefault((problem.line, problem.column, str(problem)), problem)
+
     def written(self, path: Path) -> str:
         """A value as the file writes it."""
         node, _ = self._find(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from testbed.topology import later, never
+from testbed.topology import never
 from testbed.topology.kinds import Kind, nothing
 from testbed.topology.leaf import ALL, Leaf, One
 from testbed.topology.node import REFUSED, Node, Refused
@@ -45,7 +45,7 @@ class Reader:
         return cast("TopologyFile", self._object(root, TopologyFile, (), ()))
 
     def _object(
-        self, node: Node, model: type[BaseModel], path: Path, shape: later.Shape
+        self, node: Node, model: type[BaseModel], path: Path, shape: never.Shape
     ) -> BaseModel:
         values: dict[str, Any] = {}
         unsure: set[str] = set()
@@ -77,7 +77,7 @@ class Reader:
                 values[name] = nothing(info)
         return model.model_construct(**values)
 
-    def _value(self, node: Node, kind: Kind, path: Path, shape: later.Shape, owner: Path) -> Any:
+    def _value(self, node: Node, kind: Kind, path: Path, shape: never.Shape, owner: Path) -> Any:
         if kind.all_or_each and not isinstance(node.value, dict):
             value = self._value(node, kind.items[1], path, shape, owner)
             return {} if value is None else {ALL: value}
@@ -91,7 +91,7 @@ class Reader:
             return self._object(node, kind.model, path, shape)
         return self._leaf(node, kind.leaf, path, owner)
 
-    def _chosen(self, node: Node, kind: Kind, path: Path, shape: later.Shape) -> BaseModel:
+    def _chosen(self, node: Node, kind: Kind, path: Path, shape: never.Shape) -> BaseModel:
         """The object whose `kind` says which of several it is."""
         word = node.value.get("kind") if isinstance(node.value, dict) else None
         if word is not None and isinstance(word.value, str) and word.value in kind.choice:
@@ -107,7 +107,7 @@ class Reader:
         first = next(iter(kind.choice.values()))
         return first.model_construct(kind=None)
 
-    def _mapping(self, node: Node, kind: Kind, path: Path, shape: later.Shape) -> dict[str, Any]:
+    def _mapping(self, node: Node, kind: Kind, path: Path, shape: never.Shape) -> dict[str, Any]:
         if not isinstance(node.value, dict):
             self._wrong_kind(node, path, "a mapping of names; write {} if there are none")
             self._lose(path)
@@ -125,7 +125,7 @@ class Reader:
         return read
 
     def _sequence(
-        self, node: Node, kind: Kind, path: Path, shape: later.Shape, owner: Path
+        self, node: Node, kind: Kind, path: Path, shape: never.Shape, owner: Path
     ) -> tuple[Any, ...]:
         item = kind.items[0]
         if kind.one_or_many and not isinstance(node.value, list):
@@ -156,7 +156,9 @@ class Reader:
         return tuple(values)
 
     def _leaf(self, node: Node, leaf: Leaf, path: Path, owner: Path) -> Any:
-        value = node.value
+        value: object = node.value
+        if isinstance(value, dict) and leaf.takes_mapping:
+            value = node
         if isinstance(value, list | dict | Refused):
             self._wrong_kind(node, path, leaf.expects)
             self._break(owner)
@@ -169,14 +171,10 @@ class Reader:
             return None
 
     def _unknown(
-        self, key: str, model: type[BaseModel], path: Path, shape: later.Shape
+        self, key: str, model: type[BaseModel], path: Path, shape: never.Shape
     ) -> set[str]:
         """Report a key that doesn't exist; the keys that it may have meant."""
         below = (*path, key)
-        if shape in later.KEYS:
-            message = f"{key} is not built yet: {later.KEYS[shape]}"
-            self.problems.add(below, message, "remove it", at_key=True)
-            return set()
         if shape in never.KEYS:
             message, remedy = never.KEYS[shape]
             self.problems.add(below, message, remedy, at_key=True)

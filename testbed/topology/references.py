@@ -51,7 +51,7 @@ def _node_names(draft: Draft) -> None:
             if first != (what, name):
                 draft.problems.add(
                     (section, name),
-                    f"the name {shown(name)} is taken by the {first[0]} {first[1]}",
+                    f"the name {shown(name)} is taken by the {first[0]} {shown(first[1])}",
                     "give switches, routers, hosts and VMs names that differ in more than case",
                     at_key=True,
                 )

@@ -96,6 +96,7 @@ def resolve(draft: Draft, text: str) -> model.Topology:
     return model.Topology(
         name=file.name,
         scale=scale,
+        profile=_known(draft.behaviour).lab.scaled(scale),
         sites=tuple(file.sites),
         switches=tuple(
             model.PhysicalSwitch(name, switch.site, mtu[name], policies.queues(switch))
@@ -170,6 +171,8 @@ def _host(draft: Draft, name: str, macs: _Macs, vswitches: dict[int, model.VSwit
     return model.Host(
         name=name,
         cores=_known(host.cpu.cores),
+        mhz=None if host.cpu.mhz is None else float(host.cpu.mhz * scale),
+        profile=_known(draft.behaviour).of(name).scaled(scale),
         memory_bytes=int(_known(host.memory) * scale),
         uplinks=tuple(
             model.Uplink(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from testbed import profiles
 from testbed.topology import leaves
 from testbed.topology import policy_leaves as policies
 from testbed.topology.fabric import Link, Router, Site, Switch
@@ -30,6 +31,11 @@ class Cpu(FileObject):
     """A host's processors."""
 
     cores: leaves.Cores = Field(description="Cores; no VM there may have more vCPUs.")
+    mhz: leaves.Mhz = Field(
+        None,
+        description="Clock rate of a core in MHz. vMotion and the guests' traffic are charged for "
+        "it where the profile says what they cost.",
+    )
 
 
 class NicShare(FileObject):
@@ -124,6 +130,9 @@ class Host(FileObject):
     """An ESXi-like host."""
 
     cpu: Cpu = Field(description="Its processors.")
+    profile: leaves.Profile = Field(
+        None, description="How its vMotion behaves, if not as the lab's profile says."
+    )
     memory: leaves.Memory = Field(
         description="Memory for VMs; what theirs reserve together must fit in it."
     )
@@ -144,8 +153,13 @@ class TopologyFile(FileObject):
     name: leaves.LabName = Field(description="The lab's name, one of a kind on its machine.")
     scale: leaves.Scale = Field(
         Fraction(1),
-        description="1/k divides memory, rates, bursts and sizes in bytes, so that a large estate "
-        "fits a small machine; MTU, page and block size, delays and percentages stay.",
+        description="1/k divides memory, rates, clock rates, bursts and sizes in bytes, so that a "
+        "large estate fits a small machine; MTU, page and block size, delays and percentages stay.",
+    )
+    profile: leaves.Profile = Field(
+        profiles.DEFAULT,
+        description="How vMotion behaves: a generation's profile, the file of your own, or what "
+        "differs from one ('testbed profile' lists them); unlimited models nothing.",
     )
     sites: dict[leaves.Name, Site] = Field(
         default_factory=dict, description="Places, by name.", examples=[{"a": {}, "b": {}}]

@@ -130,7 +130,7 @@ def _iometer(
 def _trace(draft: Draft, path: Path, vm: Vm, one: written.ReplayWorkload, scale: Fraction) -> None:
     """Read a trace; its mistakes have their own places, in its file."""
     try:
-        ranges = trace_file.parse(draft.trace(one.trace or ""), one.trace or "")
+        ranges = trace_file.parse(draft.text_of(one.trace or "", "a trace file"), one.trace or "")
     except InputError as error:
         for line in str(error).splitlines():
             message, _, remedy = line.rpartition("; ")
@@ -248,7 +248,7 @@ def _resolved(draft: Draft, one: Workload, part: int, scale: Fraction) -> guest.
             )
         case written.ReplayWorkload():
             name = one.trace or ""
-            ranges = trace_file.parse(draft.trace(name), name)
+            ranges = trace_file.parse(draft.text_of(name, "a trace file"), name)
             rows = tuple(_scaled(row, scale) for row in ranges)
             return guest.Replay(rows, bool(one.repeat), FilePath(name).name)
         case written.WriterWorkload() | written.ZipfWorkload():

@@ -11,7 +11,7 @@ from testbed.errors import TopologyError
 from testbed.topology import later, loads, never
 
 
-def nested(shape: later.Shape, value: object) -> Any:
+def nested(shape: never.Shape, value: object) -> Any:
     """A file that holds only the key at this shape."""
     if not shape:
         return value
@@ -28,15 +28,6 @@ def refusals(text: str) -> list[str]:
     with pytest.raises(TopologyError) as error:
         loads(text, "f")
     return [str(p) for p in error.value.problems if "not built yet" in p.message]
-
-
-@pytest.mark.parametrize("shape", later.KEYS, ids=".".join)
-def test_a_key_to_come_is_refused_with_its_reason(shape: later.Shape) -> None:
-    in_vm = shape[0] == "vms"
-    text = yaml.safe_dump({"name": "x", **nested(shape, "in a VM" if in_vm else 1)})
-    (refusal,) = refusals(text)
-    assert f"{shape[-1]} is not built yet: {later.KEYS[shape]}; remove it" in refusal
-    assert "unknown key" not in refusal
 
 
 @pytest.mark.parametrize("shape", never.KEYS, ids=".".join)
