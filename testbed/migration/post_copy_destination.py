@@ -20,7 +20,6 @@ from testbed.migration.post_copy_wire import (
     CAUSE_BYTES,
     MOST_PAGES,
     Fetched,
-    GaveUp,
     Kind,
     pack_demand,
     pack_fetched,
@@ -29,7 +28,7 @@ from testbed.migration.post_copy_wire import (
     receive_numbers,
 )
 from testbed.migration.resume_file import SLOTS, FileSilentError, State
-from testbed.migration.stream import PeerError
+from testbed.migration.stream import GaveUpError, PeerError
 from testbed.migration.wire import WireError, pack_error
 
 if TYPE_CHECKING:
@@ -109,13 +108,15 @@ class Fetching:
         try:
             try:
                 self._over_network(streams)
+            except GaveUpError:
+                raise
             except (PeerError, WireError) as error:
                 if self._pages.left:
                     self._cause = str(error).encode()[:CAUSE_BYTES].decode(errors="ignore")
                     self._through_file()
             whole_ns = time.monotonic_ns() - began_ns
             self._pages.remove()
-        except (MigrationError, GaveUp, FileSilentError, WireError, OSError) as error:
+        except (MigrationError, GaveUpError, FileSilentError, WireError, OSError) as error:
             raise self._failed(streams, error) from error
         fetched = self._fetched(whole_ns)
         body = pack_fetched(fetched)
@@ -183,7 +184,8 @@ class Fetching:
             if card is not None and card.state is State.FALLEN_BACK:
                 raise PeerError("the source went on through the Quick Resume file")
 
-        with StreamThreads(streams, partial(self._receive, first), turn) as threads:
+        receive = partial(self._receive, first)
+        with StreamThreads(streams, receive, turn, self._placed) as threads:
             self._poll.register(threads.bell, select.POLLIN)
             try:
                 while not threads.ended:
@@ -204,7 +206,11 @@ class Fetching:
     def _sign_of_life(self, stream: Stream) -> None:
         with self._send:
             self._sign_ns = time.monotonic_ns() + _SIGN_NS
-            stream.send(pack_head(Kind.PLACED, 0, self._count - self._pages.left))
+            stream.send(pack_head(Kind.PLACED, 0, self._placed()))
+
+    def _placed(self) -> int:
+        """How many pages are there; as long as it grows, no stream that is idle has failed."""
+        return self._count - self._pages.left
 
     def _receive(self, first: Stream, stream: Stream) -> None:
         """A stream's thread: frames into the guest, until the source says that it was the last."""
@@ -240,7 +246,7 @@ class Fetching:
                 self._due_ns = now + TURN_NS
                 self._look_around()
                 if (card := file.live()).state is State.FAILED:
-                    raise GaveUp(card.body.decode(errors="replace"))
+                    raise GaveUpError(card.body.decode(errors="replace"))
 
     def _take(self, file: ResumeFile) -> bool:
         """Put in what has come; whether anything has."""

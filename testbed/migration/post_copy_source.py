@@ -15,7 +15,6 @@ from testbed.guest.memory import GuestMemory
 from testbed.migration.backlog import Backlog
 from testbed.migration.post_copy_threads import TURN_NS, PostCopyFailed, StreamThreads
 from testbed.migration.post_copy_wire import (
-    GaveUp,
     Kind,
     pack_head,
     pages_frame,
@@ -25,7 +24,7 @@ from testbed.migration.post_copy_wire import (
 )
 from testbed.migration.push_window import PushWindow
 from testbed.migration.resume_file import FileSilentError, State
-from testbed.migration.stream import PeerError
+from testbed.migration.stream import GaveUpError, PeerError
 from testbed.migration.wire import WireError
 from testbed.report.post_copy import PostCopyReport
 
@@ -86,6 +85,7 @@ class Serving:
         self._change = threading.Condition()
         """Of either; held while they are used."""
         self._wire_bytes = [0] * len(streams)
+        self._heard = 0
         self.left = self._count = len(missing)
         """How many pages the destination lacked when it last said so."""
 
@@ -101,10 +101,12 @@ class Serving:
             try:
                 try:
                     fetched = self._over_network()
+                except GaveUpError:
+                    raise
                 except (PeerError, WireError) as error:
                     cause = str(error)
                     fetched = self._through_file(cause)
-            except GaveUp as error:
+            except GaveUpError as error:
                 raise self._failed(f"its destination gave up: {error}") from error
             except (WireError, FileSilentError, OSError) as error:
                 raise self._failed(f"{cause}; then {error}") from error
@@ -149,11 +151,12 @@ class Serving:
         for stream in self._streams:
             # What TCP holds unsent, a demanded page has to wait for.
             stream.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-        with StreamThreads(self._streams, self._push, self._look_around) as threads:
+        with StreamThreads(self._streams, self._push, self._look_around, self._moved) as threads:
             first = self._streams[0]
             while True:
                 head = receive_head(first, (Kind.DEMAND, Kind.PLACED, Kind.WHOLE))
                 threads.check()
+                self._heard += 1
                 if head.kind is Kind.WHOLE:
                     body = bytearray(head.count)
                     first.receive(body)
@@ -165,6 +168,10 @@ class Serving:
                     with self._change:
                         self._backlog.demand(pages.tolist())
                         self._change.notify()
+
+    def _moved(self) -> int:
+        """Grows while the destination shows that it lives."""
+        return self._heard
 
     def _look_around(self) -> None:
         self._turn()
@@ -217,7 +224,7 @@ class Serving:
             if card.state is State.WHOLE:
                 return unpack_fetched(card.body)
             if card.state is State.FAILED:
-                raise GaveUp(card.body.decode(errors="replace"))
+                raise GaveUpError(card.body.decode(errors="replace"))
             self._turn()
             pages = file.requests()
             if any(page >= len(self._known) or not self._known[page] for page in pages):

@@ -30,16 +30,20 @@ class PostCopyFailed(MigrationError):  # noqa: N818 - as MigrationFailed
 class StreamThreads:
     """A thread of the same work for each stream; what any of them raises ends all.
 
-    Made and ended in the thread that also reads the first stream; `turn` is called there, at least
-    whenever a call of a stream has blocked for 50 ms. The streams' own turns are kept aside until
-    `end`. A context manager.
+    Made and ended in the thread that also uses the first stream; `turn` is called there, at least
+    whenever a call of a stream has blocked for 50 ms. `moved` grows while the peer lives. The
+    streams' own turns are kept aside until `end`. A context manager.
     """
 
     def __init__(
-        self, streams: Sequence[Stream], work: Callable[[Stream], None], turn: Callable[[], None]
+        self,
+        streams: Sequence[Stream],
+        work: Callable[[Stream], None],
+        turn: Callable[[], None],
+        moved: Callable[[], int],
     ) -> None:
         self._streams, self._turn = streams, turn
-        self._turns = [stream.turn for stream in streams]
+        self._kept = [(stream.turn, stream.moved) for stream in streams]
         self._owner, self._due_ns = threading.get_ident(), 0
         self._ending = False
         self._failure: BaseException | None = None
@@ -50,7 +54,7 @@ class StreamThreads:
             for stream in streams
         ]
         for stream in streams:
-            stream.turn = self.turn
+            stream.turn, stream.moved = self.turn, moved
         for thread in self._threads:
             thread.start()
 
@@ -92,8 +96,8 @@ class StreamThreads:
                     stream.socket.shutdown(socket.SHUT_RD)
         for thread in self._threads:
             thread.join()
-        for stream, turn in zip(self._streams, self._turns, strict=True):
-            stream.turn = turn
+        for stream, kept in zip(self._streams, self._kept, strict=True):
+            stream.turn, stream.moved = kept
         os.close(self.bell)
 
     def __enter__(self) -> StreamThreads:

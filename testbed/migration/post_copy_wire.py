@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from testbed.guest.memory import PAGE_BYTES
+from testbed.migration.stream import GaveUpError
 from testbed.migration.wire import ERROR_BYTES, HEADER_BYTES, NUMBER, WireError
 from testbed.migration.wire import Kind as CopyKind
 
@@ -53,10 +54,6 @@ _MOST = {
     Kind.WHOLE: _FETCHED.size + CAUSE_BYTES,
     Kind.ERROR: ERROR_BYTES,
 }
-
-
-class GaveUp(Exception):  # noqa: N818 - the peer's decision
-    """The peer gave up; its text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,7 @@ def receive_head(stream: Stream, kinds: Sequence[Kind]) -> Head:
     Raises:
         PeerError: the peer has gone or is stuck.
         WireError: it is none, or another.
-        GaveUp: the peer did.
+        GaveUpError: the peer gave up.
     """
     data = bytearray(HEADER_BYTES)
     stream.receive(data)
@@ -122,7 +119,7 @@ def receive_head(stream: Stream, kinds: Sequence[Kind]) -> Head:
     if head.kind is Kind.ERROR:
         text = bytearray(head.count)
         stream.receive(text)
-        raise GaveUp(text.decode(errors="replace"))
+        raise GaveUpError(text.decode(errors="replace"))
     if head.kind not in kinds:
         raise WireError(f"{head.kind.name} from the end that never sends it")
     return head

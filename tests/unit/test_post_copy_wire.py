@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.migration import post_copy_wire as wire
-from testbed.migration.post_copy_wire import Fetched, GaveUp, Kind
+from testbed.migration.post_copy_wire import Fetched, Kind
+from testbed.migration.stream import GaveUpError
 from testbed.migration.wire import WireError, pack_error
 
 PAGES = 5000
@@ -114,5 +115,5 @@ def test_a_whole_that_is_none_is_refused(body):
 
 
 def test_an_end_that_gives_up_says_why():
-    with pytest.raises(GaveUp, match="vCPU 1 has died"):
+    with pytest.raises(GaveUpError, match="vCPU 1 has died"):
         wire.receive_head(Bytes(pack_error("vCPU 1 has died")), (Kind.PAGES,))
