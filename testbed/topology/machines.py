@@ -168,6 +168,28 @@ class EchoWorkload(FileObject):
     port: workloads.Port = Field(None, description="TCP port; 7 if left out.")
 
 
+class BulkWorkload(FileObject):
+    """Sends to whoever listens at an address, over one TCP connection, as fast as it may."""
+
+    kind: Annotated[Literal["bulk"] | None, workloads.kind_of("bulk")] = Field(
+        description="A bulk transfer over TCP, sent by vCPU code."
+    )
+    to: workloads.Peer = Field(description="Where to: an address of a VM that has a sink, say.")
+    port: workloads.Port = Field(None, description="TCP port there; 9 if left out.")
+    rate: leaves.Rate = Field(
+        None, description="How fast, such as 100Mbit; as fast as it may if left out."
+    )
+
+
+class SinkWorkload(FileObject):
+    """Takes whatever is sent to it, and counts it: TCP discard."""
+
+    kind: Annotated[Literal["sink"] | None, workloads.kind_of("sink")] = Field(
+        description="Takes what others send, by vCPU code."
+    )
+    port: workloads.Port = Field(None, description="TCP port; 9 if left out.")
+
+
 class PingWorkload(FileObject):
     """Answers ICMP and ICMPv6 echo requests by vCPU code, so that a stopped guest is silent."""
 
@@ -193,7 +215,8 @@ class ReplayWorkload(FileObject):
 MemoryWorkload: TypeAlias = WriterWorkload | ZipfWorkload | OltpWorkload | AllocateWorkload
 Workload: TypeAlias = (
     IdleWorkload | WriterWorkload | ZipfWorkload | AllocateWorkload | OltpWorkload
-    | IometerWorkload | WebWorkload | MediaWorkload | EchoWorkload | PingWorkload | ReplayWorkload
+    | IometerWorkload | WebWorkload | MediaWorkload | EchoWorkload | BulkWorkload | SinkWorkload
+    | PingWorkload | ReplayWorkload
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The leaves of a VM's workloads and memory, as in `leaves`; None: the value was refused."""
 
+import ipaddress
 from fractions import Fraction
 from typing import Annotated, Literal, TypeAlias
 
@@ -68,6 +69,20 @@ def _block(text: str) -> int:
     return value
 
 
+def _peer(text: str) -> str:
+    try:
+        if "%" in text:
+            raise ValueError
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        how = "write it without a prefix length, like 192.168.10.51"
+        raise Refusal(f"{shown(text)} is not an address", how) from None
+    if ip.is_multicast or ip.is_loopback or ip.is_unspecified or ip.is_link_local:
+        how = "write that of another VM or host, like 192.168.10.51"
+        raise Refusal(f"{shown(text)} is not an address to send to", how)
+    return str(ip)
+
+
 def _trace(text: str) -> str:
     if not text or "\0" in text:
         raise Refusal(f"{shown(text)} is no path", "name a trace file, as traces/db01.csv")
@@ -101,6 +116,10 @@ Reads: TypeAlias = Annotated[
 Outstanding: TypeAlias = Annotated[int | None, whole(1, 256, "a number", "requests", [16])]
 Iops: TypeAlias = Annotated[float | None, _positive(10**7, "rate of I/Os", "1000")]
 Port: TypeAlias = Annotated[int | None, whole(1, 65535, "a port", "a TCP port", [80])]
+Peer: TypeAlias = Annotated[
+    str | None,
+    texts({"examples": ["192.168.10.51"]}, "an address such as 192.168.10.51", _peer),
+]
 WebFile: TypeAlias = Annotated[int | None, _sized(1, 2**40, "size of a file", "10MiB")]
 Trace: TypeAlias = Annotated[
     str | None, texts({"examples": ["traces/db01.csv"]}, "a path such as traces/db01.csv", _trace)

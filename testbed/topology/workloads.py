@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from testbed.errors import InputError
 from testbed.guest import trace_file
 from testbed.guest import workloads as guest
 from testbed.topology import machines as written
+from testbed.topology import services
 from testbed.topology.problems import Path, shown
+from testbed.topology.services import given
 from testbed.topology.sizes import PAGE_BYTES, Sizes, check_rate, of_scale, own_bytes, size_text
 
 if TYPE_CHECKING:
     from testbed.topology.draft import Draft
     from testbed.topology.machines import Vm, Workload
 
-_SERVICES = (written.WebWorkload, written.MediaWorkload, written.EchoWorkload)
-_PORTS = {"web": guest.Web().port, "media": guest.Media().port, "echo": guest.Echo().port}
 _LEAST_OLTP_PAGES = 10
 """A tenth of the working set is the log, which has a page at least."""
 
@@ -36,7 +36,7 @@ def check(draft: Draft) -> None:
         if draft.is_broken("vms", name):
             continue
         _count(draft, path, vm)
-        _network(draft, path, vm, sound)
+        services.check(draft, path, vm, sound)
         for number, one in sound:
             _rates(draft, (*path, number), vm, one, scale)
             if isinstance(one, written.ReplayWorkload):
@@ -66,34 +66,11 @@ def _count(draft: Draft, path: Path, vm: Vm) -> None:
             draft.problems.add((*path, same[1]), what, "remove it")
 
 
-def _network(draft: Draft, path: Path, vm: Vm, sound: list[tuple[int, Workload]]) -> None:
-    """Whoever serves needs an address, and a port of its own."""
-    ports: dict[int, str] = {}
-    for number, one in sound:
-        if not isinstance(one, (*_SERVICES, written.PingWorkload)):
-            continue
-        if not vm.nics:
-            message = f"workload {one.kind} answers over the network, and the VM has no NIC"
-            draft.problems.add((*path, number), message, "give the VM nics, with an ip")
-        elif not any(nic.ip for nic in vm.nics):
-            message = f"workload {one.kind} answers over the network, and the VM has no address"
-            draft.problems.add((*path, number), message, "give one of its nics an ip")
-        if isinstance(one, _SERVICES) and one.kind is not None:
-            port = one.port or _PORTS[one.kind]
-            if port in ports:
-                draft.problems.add(
-                    (*path, number, "port"),
-                    f"TCP port {port} of the VM is taken already, by its {ports[port]} workload",
-                    "give every service a port of its own",
-                )
-            ports.setdefault(port, one.kind)
-
-
 def _rates(draft: Draft, path: Path, vm: Vm, one: Workload, scale: Fraction) -> None:
     """Rates that are whole after scaling, and one way to say how many commits."""
     for key in ("dirty_rate", "rate"):
         rate = getattr(one, key, None)
-        if isinstance(one, written.MediaWorkload):
+        if isinstance(one, written.MediaWorkload | written.BulkWorkload):
             check_rate(draft, (*path, key), rate, scale)
         elif rate is not None and (rate * scale).denominator != 1:
             draft.problems.add(
@@ -255,35 +232,16 @@ def _resolved(draft: Draft, one: Workload, part: int, scale: Fraction) -> guest.
             rate = int((one.dirty_rate or 0) * scale)
             exponent = one.exponent if isinstance(one, written.ZipfWorkload) else None
             assert one.kind is not None
-            return guest.Writer(one.kind, rate, part, **_given(exponent=exponent))
+            return guest.Writer(one.kind, rate, part, **given(exponent=exponent))
         case _:
-            return _served(one, scale)
+            return services.resolved(one, scale)
 
 
 def _oltp(one: written.OltpWorkload, part: int, scale: Fraction) -> guest.Oltp:
-    given = _given(pages_per_commit=one.pages_per_commit, exponent=one.exponent)
-    pages = guest.Oltp(1, part, **given).pages_per_commit + 1
+    more = given(pages_per_commit=one.pages_per_commit, exponent=one.exponent)
+    pages = guest.Oltp(1, part, **more).pages_per_commit + 1
     commits = one.commits or (one.dirty_rate or 0) / PAGE_BYTES / pages
-    return guest.Oltp(float(commits * scale), part, **given)
-
-
-def _served(one: Workload, scale: Fraction) -> guest.NetworkWorkload:
-    match one:
-        case written.WebWorkload():
-            size = int((one.file or guest.Web().file_bytes) * scale)
-            return guest.Web(file_bytes=max(size, 1), **_given(port=one.port))
-        case written.MediaWorkload():
-            rate = int((one.rate or guest.Media().rate_bps) * scale)
-            return guest.Media(rate_bps=rate, **_given(port=one.port))
-        case written.EchoWorkload():
-            return guest.Echo(**_given(port=one.port))
-        case _:
-            return guest.Ping()
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """Those that the file gives; the others are as the workload has them."""
-    return {name: value for name, value in values.items() if value is not None}
+    return guest.Oltp(float(commits * scale), part, **more)
 
 
 def _scaled(row: guest.TraceRange, scale: Fraction) -> guest.TraceRange:

@@ -46,7 +46,8 @@ def test_the_sample_of_the_design_is_what_it_says() -> None:
 
 def test_what_a_file_leaves_out_is_as_the_workload_has_it() -> None:
     found = vm("[{kind: zipf, dirty_rate: 1MB/s}, {kind: web}, {kind: echo}, {kind: ping},"
-               " {kind: media}, {kind: iometer}]").workloads  # fmt: skip
+               " {kind: media}, {kind: iometer}, {kind: bulk, to: 192.168.10.51},"
+               " {kind: sink}]").workloads  # fmt: skip
     assert found == (
         guest.Writer("zipf", 10**6, 2**30 // 5 // 4096 * 4096),
         guest.Web(),
@@ -54,6 +55,8 @@ def test_what_a_file_leaves_out_is_as_the_workload_has_it() -> None:
         guest.Ping(),
         guest.Media(),
         guest.Iometer(64 * MIB),
+        guest.Bulk("192.168.10.51", 9, 0),
+        guest.Sink(9),
     )
     assert vm("{kind: idle}").workloads == vm("[]").workloads == ()
 
@@ -62,20 +65,22 @@ def test_scale_divides_rates_and_sizes_and_nothing_else() -> None:
     text = (
         "[{kind: oltp, commits: 500, working_set: 10%}, {kind: allocate, size: 64MiB, rate: 8MB/s},"
         " {kind: iometer, file: 64MiB, block: 8KiB, iops: 100}, {kind: web, file: 1MiB},"
-        " {kind: media, rate: 8Mbit}, {kind: sequential, dirty_rate: 8MB/s, working_set: 16MiB}]"
+        " {kind: media, rate: 8Mbit}, {kind: sequential, dirty_rate: 8MB/s, working_set: 16MiB},"
+        " {kind: bulk, to: 192.168.10.51, port: 5001, rate: 80Mbit}]"
     )
     more = ("memory_in_use: 512MiB", "reservation: 50%")
     full, small = vm(text, *more), vm(text, *more, scale="1/8")
     assert small.memory_bytes * 8 == full.memory_bytes == 2**30
     assert (small.in_use_bytes, full.in_use_bytes) == (64 * MIB, 512 * MIB)
     assert (small.reserved_bytes, full.reserved_bytes) == (64 * MIB, 512 * MIB)
-    oltp, allocate, iometer, web, media, writer = small.workloads
+    oltp, allocate, iometer, web, media, writer, bulk = small.workloads
     assert oltp == guest.Oltp(62.5, 128 * MIB // 10 // 4096 * 4096)
     assert allocate == guest.Allocate(8 * MIB, 10**6)
     assert iometer == guest.Iometer(8 * MIB, 8192, iops=12.5)
     assert web == guest.Web(file_bytes=131072)
     assert media == guest.Media(rate_bps=10**6)
     assert writer == guest.Writer("sequential", 10**6, 2 * MIB)
+    assert bulk == guest.Bulk("192.168.10.51", 5001, 10**7)
 
 
 def test_all_of_the_memory_is_a_working_set_that_fits() -> None:
@@ -110,6 +115,16 @@ MISTAKES = {
     ),
     "a default port twice": (
         "[{kind: web, port: 7}, {kind: echo}]", "{kind: echo}", "by its web workload", "of its own"
+    ),
+    "bulk to nobody": ("{kind: bulk}", "workload", "to is missing", "192.168.10.51"),
+    "bulk to a name": ("{kind: bulk, to: db02}", "db02", "not an address", "192.168.10.51"),
+    "bulk to all": ("{kind: bulk, to: 224.0.0.1}", "224.0.0.1", "to send to", "another VM"),
+    "bulk to itself": (
+        "{kind: bulk, to: 192.168.10.50}", "192.168.10.50}\n", "of the VM itself", "another's"
+    ),
+    "bulk over another version": ("{kind: bulk, to: 'fd00::9'}", "'fd00::9'", "IPv6", "it has"),
+    "a sink's port twice": (
+        "[{kind: sink, port: 7}, {kind: echo}]", "{kind: echo}", "by its sink", "of its own"
     ),
     "two pings": ("[{kind: ping}, {kind: ping}]", "{kind: ping}]", "already", "remove"),
     "idle beside": ("[{kind: ping}, {kind: idle}]", "{kind: idle}", "means nothing", "remove"),
