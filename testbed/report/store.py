@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from testbed.errors import InputError
 from testbed.report.felt import Felt
@@ -134,7 +134,7 @@ def _value(kind: Any, found: Any, where: str) -> Any:  # noqa: C901
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _record(kind, found, where)
-    if origin is UnionType:  # X | None
+    if origin in (Union, UnionType):  # X | None; with a Literal it is typing's own
         if found is None:
             return None
         (kind,) = (part for part in arguments if part is not NoneType)

@@ -20,6 +20,7 @@ from testbed.report.result import (
     MigrationResult,
     Sample,
     StreamReport,
+    Switchover,
     Verification,
 )
 
@@ -51,6 +52,8 @@ ENGINES = records(
     streams=some(StreamReport),
     stun_ns=OPTIONAL,
     guest_gap_ns=OPTIONAL,
+    switchover=st.none()
+    | records(Switchover, bitmap=st.none() | st.sampled_from(["full", "compacted"])),
 )
 COMMON = {
     "schema_version": st.just(SCHEMA_VERSION),
