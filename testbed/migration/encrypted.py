@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     import socket
 
     from testbed.migration.handshake import Keys
+    from testbed.migration.specification import MigrationSpec
     from testbed.migration.vector import PageVector
 
 RECORD_BYTES = 256 << 10  # of what is sealed, at most; its plain and sealed form stay in the cache
 TAG_BYTES = 16
+_MOST_PARTS = 2  # a frame's header, and what follows it; more are small: one record for all
 _LENGTH = struct.Struct("<I")
 _NUMBER = struct.Struct("<Q")
 _OVERHEAD_BYTES = _LENGTH.size + TAG_BYTES
@@ -89,6 +91,8 @@ class EncryptedStream(Stream):
 
     def send(self, *parts: bytes | memoryview) -> None:
         """Send all of the parts; errors as `Stream.send`."""
+        if len(parts) > _MOST_PARTS:
+            parts = (b"".join(parts),)
         used = 0
         for part in parts:
             used = self._seal(memoryview(part).cast("B"), used)
@@ -157,3 +161,18 @@ class EncryptedStream(Stream):
     def readable(self) -> bool:
         """Whether the peer has sent something, or closed."""
         return bool(self._rest) or super().readable()
+
+
+def proved(
+    sock: socket.socket, spec: MigrationSpec, keys: Keys | None, *, at_source: bool
+) -> Stream:
+    """The stream of a connection after its handshake: encrypted, if that is specified.
+
+    Raises:
+        ValueError: it is, and there are no keys.
+    """
+    if not spec.encrypted:
+        return Stream(sock, spec.timeout_ns)
+    if keys is None:
+        raise ValueError("an encrypted stream needs the keys of its handshake")
+    return EncryptedStream(sock, spec.timeout_ns, keys, at_source=at_source)
