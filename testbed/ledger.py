@@ -15,12 +15,13 @@ import math
 import mmap
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SHARES = ("vmotion", "vm", "management")
@@ -37,6 +38,19 @@ _MAGIC_WORD, _CORE_HZ, _HOST_HZ, _HOST_CLOCK, _SHARES_FROM = range(5)
 _SHARE_HZ, _SHARE_CLOCK, _SHARE_USED, _SHARE_WORDS = range(4)
 _WORDS = _SHARES_FROM + len(SHARES) * _SHARE_WORDS
 _SIZE_BYTES = _WORDS * 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a transfer costs its host, in cycles a byte and a packet of one segment (MSS)."""
+
+    cycles_per_byte: float
+    cycles_per_packet: float = 0.0
+
+    def cycles(self, size_bytes: int, mss_bytes: int) -> float:
+        """The cycles of so many bytes, sent or received together; segments are rounded up."""
+        packets = -(-size_bytes // mss_bytes)
+        return size_bytes * self.cycles_per_byte + packets * self.cycles_per_packet
 
 
 def book(
@@ -190,18 +204,6 @@ class Worker:
             if wait_ns := self.charge(piece):
                 return wait_ns
         return 0
-
-    def spend(self, cycles: float, sleep: Callable[[float], object] = time.sleep) -> None:
-        """Charge work of any size slice by slice, and wait as long as that takes.
-
-        Args:
-            cycles: the work.
-            sleep: waits for so many seconds.
-        """
-        wait_ns = self.settle(cycles)
-        while wait_ns:
-            sleep(wait_ns / 1e9)
-            wait_ns = self.settle()
 
     def close(self) -> None:
         """Let go of the file."""

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import LabError
-from testbed.ledger import BURST_NS, SLICE_NS, Ledger, book
+from testbed.ledger import BURST_NS, SLICE_NS, Cost, Ledger, book
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,6 +128,12 @@ def test_what_waits_for_nothing_is_at_most_the_burst(now_ns: int, cycles: float)
     assert wait >= cycles / CORE_HZ * 1e9 * (1 - 1e-9) - BURST_NS
 
 
+def test_a_cost_counts_segments() -> None:
+    cost = Cost(cycles_per_byte=8, cycles_per_packet=1000)
+    assert cost.cycles(1448 * 10 + 1, 1448) == 8 * 14481 + 11 * 1000
+    assert cost.cycles(0, 1448) == 0
+
+
 # ---------------------------------------------------------------- the file
 
 
@@ -165,12 +171,15 @@ def test_workers_of_a_share_wait_for_one_another_and_others_do_not(tmp_path: Pat
     assert other.charge(CORE_HZ / 1000) == 0  # within the burst
 
 
-def test_it_is_spent_in_slices(tmp_path: Path) -> None:
+def test_work_of_any_size_is_settled_in_slices(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
-    slept_s: list[float] = []
-    ledger.worker("vmotion").spend(CORE_HZ / 10, slept_s.append)
+    worker, waits = ledger.worker("vmotion"), 0
+    wait_ns = worker.settle(CORE_HZ / 10)
+    while wait_ns:
+        waits += 1
+        wait_ns = worker.settle()
     assert ledger.used()["vmotion"] == pytest.approx(CORE_HZ / 10, abs=101)
-    assert 0 < len(slept_s) <= 101 - BURST_NS / SLICE_NS
+    assert 0 < waits <= 101 - BURST_NS / SLICE_NS
 
 
 @pytest.mark.parametrize("figures", [(0, MHZ, {}), (8, -1, {}), (8, MHZ, {"vmotion": 0})])
@@ -234,7 +243,10 @@ def fork_worker(ledger: Ledger, until_ns: int) -> int:
     try:
         worker = ledger.worker("vmotion")
         while time.monotonic_ns() < until_ns:
-            worker.spend(CORE_HZ / 10_000)
+            wait_ns = worker.settle(CORE_HZ / 10_000)
+            while wait_ns:
+                time.sleep(wait_ns / 1e9)
+                wait_ns = worker.settle()
         code = 0
     finally:
         os._exit(code)
