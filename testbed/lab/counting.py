@@ -34,6 +34,6 @@ def count(guest: Guest, *, whole: bool) -> dict[str, Any]:
         "vcpus": [{name: int(row[name]) for name in VCPU_WORDS} for row in vcpus],
         "workloads": workloads,
         "tracking": guest.tracking,
-        "zero_pages": count_zero_pages(memory) if whole else None,
+        "zero_pages": count_zero_pages(memory) if whole and not guest.missing_pages else None,
         "swap": swap,
     }

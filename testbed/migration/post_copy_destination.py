@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _FILE_AHEAD = 128  # so few pages that nobody waits for are asked for in the file at a time
 _FILE_POLL_MS = 0.2
+_TELL_PAGES = 16
 _SIGN_NS = 100_000_000
 
 
@@ -216,11 +217,15 @@ class Fetching:
         """A stream's thread: frames into the guest, until the source says that it was the last."""
         room = np.empty(MOST_PAGES * PAGE_BYTES, np.uint8)
         view, address = room.data, int(room.ctypes.data)
+        told = 0  # pages since the source was last told
         while (head := receive_head(stream, (Kind.PAGES, Kind.LAST))).kind is Kind.PAGES:
             pages = receive_numbers(stream, head.count, self._known)
             stream.receive(view[: head.count * PAGE_BYTES])
             self._pages.place(pages, address)
-            self._sign_of_life(first)
+            told += len(pages)
+            if told >= _TELL_PAGES or not stream.readable():
+                told = 0
+                self._sign_of_life(first)
 
     # -- through the file ---------------------------------------------------------------------
 

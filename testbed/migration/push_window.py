@@ -33,8 +33,9 @@ class PushWindow:
 
     @property
     def frame_pages(self) -> int:
-        """How many to send at once; one that took long by itself would look like a queue."""
-        return min(max(self.pages // 16, FRAME_PAGES), MOST_PAGES)
+        """How many to send at once: few enough not to look like a queue by themselves."""
+        quarter = min(self.pages // 4, 4 * FRAME_PAGES)
+        return min(max(quarter, self.pages // 16, FRAME_PAGES), MOST_PAGES)
 
     @property
     def full(self) -> bool:
