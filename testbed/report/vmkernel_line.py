@@ -206,7 +206,7 @@ def _of_moving(found: re.Match[str]) -> Said:
 
 
 def _of_iteration(found: re.Match[str]) -> Said:
-    number, at, took, pages, memory, wire, dirty, stunned = found.groups()
+    number, at, took, pages, zero, memory, wire, dirty, stunned = found.groups()
     iteration = Iteration(
         number=int(number),
         pages=int(pages),
@@ -216,6 +216,7 @@ def _of_iteration(found: re.Match[str]) -> Said:
         duration_ns=_ns(took),
         dirty_pages=int(dirty),
         stunned=stunned is not None,
+        zero_pages=int(zero or 0),
     )
     return Said(iteration=iteration)
 
@@ -236,6 +237,13 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Said]], ...] = (
         ),
         _of_stop,
     ),
+    (
+        _form(
+            r"stopping pre-copy with NUMBER pages left, more than the switchover time goal of "
+            r"SECONDS seconds allows \(network bandwidth RATE, (?P<percent>\d{1,18})% t2d\)"
+        ),
+        _of_stop,
+    ),
     (_form(r"Sent all modified pages to destination(?: \(network bandwidth RATE\))?"), _of_sent),
     (_form(r"Failed: (\S.{0,399})"), _of_failure),
     (
@@ -249,8 +257,9 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Said]], ...] = (
     (_form(r"moving NAME from NAME to NAME, memory NUMBER B$"), _of_moving),
     (
         _form(
-            r"iteration (-1|\d{1,6}) from SECONDS s took SECONDS s: NUMBER pages, NUMBER B of "
-            r"memory, NUMBER B sent, NUMBER pages dirtied(, guest stunned)?$"
+            r"iteration (-1|\d{1,6}) from SECONDS s took SECONDS s: NUMBER pages"
+            r"(?: \(NUMBER of them zero\))?, NUMBER B of memory, NUMBER B sent, "
+            r"NUMBER pages dirtied(, guest stunned)?$"
         ),
         _of_iteration,
     ),

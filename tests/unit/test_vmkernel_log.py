@@ -18,7 +18,7 @@ from testbed.report import vmkernel_parse
 from testbed.report.observed import Observed, observed
 from testbed.report.result import Failure, Iteration
 from testbed.report.vmkernel_line import said
-from testbed.report.vmkernel_log import Host, entries, form_of, line, one_line
+from testbed.report.vmkernel_log import Host, entries, fits_goal, form_of, line, one_line
 from testbed.report.vmkernel_parse import parse, read_logs
 from tests.unit.test_report_page import ENGINE, RESULT
 
@@ -192,6 +192,7 @@ def iterations() -> st.SearchStrategy[tuple[Iteration, ...]]:
         duration_ns=TIMES,
         dirty_pages=st.integers(0, 10**12),
         stunned=st.just(False),
+        zero_pages=st.integers(0, 10**12),
     )
 
     def numbered(found: list[Iteration]) -> tuple[Iteration, ...]:
@@ -251,7 +252,7 @@ def printed(value: int | None, unit: int) -> int | None:
 
 def as_printed(seen: Observed, form: Form) -> Observed:
     """What is left of it in a log of this form."""
-    kb, us, ms = 1000, 1000, 10**6
+    kb, us, ms, whole = 1000, 1000, 10**6, seen
     seen = replace(
         seen,
         iterations=tuple(
@@ -269,7 +270,7 @@ def as_printed(seen: Observed, form: Form) -> Observed:
     if seen.failure is not None:
         cause = one_line(seen.failure.cause) or "the log does not say"
         seen = replace(seen, failure=Failure(seen.failure.phase, cause))
-    if form == "syslog":
+    if form == "syslog" and fits_goal(whole):
         seen = replace(
             seen,
             pages_left=None,
@@ -281,7 +282,7 @@ def as_printed(seen: Observed, form: Form) -> Observed:
 
 
 @given(migrations(), st.sampled_from(["iso", "syslog"]))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_what_is_written_is_read_as_far_as_it_is_printed(seen: Observed, form: Form) -> None:
     (one,) = parse(written(seen, form))
     found = replace(one.observed, began=None)
@@ -311,6 +312,14 @@ def test_the_log_of_an_old_host_looks_like_that_of_2009() -> None:
         for one in told
     ), told
     assert not any("Stopping" in one or "precopyStunTime" in one for one in told)
+
+
+def test_pages_beyond_the_goal_are_not_told_as_within_it() -> None:
+    seen = replace(observed(RESULT, 7), switchover_goal_ns=100)
+    for form in ("iso", "syslog"):
+        told = "\n".join(written(seen, form))
+        assert "Stopping pre-copy" not in told
+        assert "S: stopping pre-copy with 100 pages left, more than the switchover time" in told
 
 
 def test_newer_hosts_begin_lines_by_iso_times() -> None:
