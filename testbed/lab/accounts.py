@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from testbed.lab.directory import LabDirectory
-    from testbed.topology.model import Host
+    from testbed.topology.model import Topology
 
 
 def ledger_path(directory: LabDirectory, host: str) -> Path:
@@ -18,11 +18,17 @@ def ledger_path(directory: LabDirectory, host: str) -> Path:
     return directory.path / "ledgers" / host
 
 
-def terms(directory: LabDirectory, host: Host) -> dict[str, Any] | None:
-    """Open a host's ledger: its path and prices, as `guest.nic.account.Account` takes them.
+def terms(directory: LabDirectory, topology: Topology, name: str) -> dict[str, Any] | None:
+    """Open a host's ledger, with the topology's figures from now on.
 
-    None: nothing is charged there, as its profile names no cost, or the file no clock rate.
+    Returns:
+        Its path and prices, as `guest.nic.account.Account` takes them. None: nothing is charged
+        there, as the host's profile names no cost, or the file no clock rate; or there is no such
+        host yet.
     """
+    host = next((one for one in topology.hosts if one.name == name), None)
+    if host is None:
+        return None
     profile = host.profile
     if host.mhz is None or not profile.charges_cpu:
         return None

@@ -10,6 +10,7 @@ from testbed.errors import LabError
 from testbed.kernel import builder, processes, undo
 from testbed.kernel.alteration import alter
 from testbed.kernel.neighbours import forget
+from testbed.lab import accounts
 from testbed.lab.planning import plan_here
 from testbed.plan.difference import Difference, difference, powered_off
 from testbed.plan.plan import Plan, kernel_steps, lab_steps
@@ -140,6 +141,8 @@ async def change_to(estate: Estate, topology: Topology, new: Journal) -> Differe
     estate.topology = topology
     estate.write_journal(new)
     estate.follow(new.placement)
+    for vm in estate.vms.values():
+        await vm.charge(accounts.terms(estate.directory, topology, vm.step.host))
     return change
 
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import LabError, TestbedError
-from testbed.lab import vmx
+from testbed.lab import accounts, vmx
 from testbed.lab.child import Child
 from testbed.lab.cpus import cpu_count
 from testbed.lab.line import WaitingLine
@@ -186,7 +186,8 @@ class Estate:
 
     async def spawn(self, step: PowerOn) -> Child:
         """A VMX process for a VM in its host's namespace, with nothing in it yet."""
-        arguments = {"vm": step.vm, "vm_netns": step.netns, "host": step.host_netns}
+        arguments: Message = {"vm": step.vm, "vm_netns": step.netns, "host": step.host_netns}
+        arguments["account"] = accounts.terms(self.directory, self.topology, step.host)
         return await Child.start(partial(self._preloaded.fork_vmx, arguments=arguments))
 
     async def _power_on(self, step: PowerOn) -> None:

@@ -51,7 +51,7 @@ class Move:
     emit: Callable[[Message], None]
     gone: asyncio.Event
     started_ns: int
-    nic_line: dict[str, int | None] = field(default_factory=dict)
+    nic_line: dict[str, Any] = field(default_factory=dict)
     """Where a NIC process finds the guest at the destination."""
 
     @property

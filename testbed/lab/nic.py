@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from testbed.guest.workloads import of_network, to_json
 from testbed.kernel import netns, sysctl
@@ -52,7 +52,7 @@ class Nic:
         served = [to_json(one) for one in of_network(tuple(workloads))]
         await self.child.call({"command": "services", "workloads": served}, ANSWER_DEADLINE_S)
 
-    async def attach(self, vmx_pid: int, line: dict[str, int | None], vcpus: int) -> None:
+    async def attach(self, vmx_pid: int, line: dict[str, Any], vcpus: int) -> None:
         """Serve the guest of this VMX while it runs.
 
         Raises:
@@ -62,6 +62,15 @@ class Nic:
             {"command": "attach", "pid": vmx_pid, "line": line, "vcpus": vcpus},
             ANSWER_DEADLINE_S,
         )
+
+    async def attach_anew(self, vmx_pid: int, line: dict[str, Any], vcpus: int) -> None:
+        """Serve the guest of this VMX by another line, or at another account; connections stay.
+
+        Raises:
+            LabError: it can't reach the guest.
+        """
+        await self.child.call({"command": "detach", "pid": vmx_pid}, ANSWER_DEADLINE_S)
+        await self.attach(vmx_pid, line, vcpus)
 
     def watch(self, ended: Callable[[], Awaitable[None]]) -> None:
         """Should it end by itself, call this."""

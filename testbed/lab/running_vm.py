@@ -36,7 +36,7 @@ class RunningVM:
     step: PowerOn
     channel: Child
     memory_fd: int
-    nic_line: dict[str, int | None]
+    nic_line: dict[str, Any]
     nic: Nic | None = None
     sleep_ns_per_ms: int | None = None
     migrating: bool = False
@@ -174,6 +174,19 @@ class RunningVM:
         if self.channel.trouble is None:
             with suppress(LabError):
                 await self.channel.call({"command": "detach_nic"}, ANSWER_DEADLINE_S)
+
+    async def charge(self, account: dict[str, Any] | None) -> None:
+        """Have what it moves charged so from now on (`accounts.terms`).
+
+        Raises:
+            LabError: its processes don't answer.
+        """
+        if account == self.nic_line["account"] or self.channel.trouble is not None:
+            return
+        await self.channel.call({"command": "charge", "account": account}, ANSWER_DEADLINE_S)
+        self.nic_line = {**self.nic_line, "account": account}
+        if self.nic is not None and self.nic.trouble is None:
+            await self.nic.attach_anew(self.channel.pid, self.nic_line, self.step.vcpus)
 
     # -- what is known of it --------------------------------------------------------------
 

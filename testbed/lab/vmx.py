@@ -46,18 +46,35 @@ def guest_fields(step: PowerOn, directory: str) -> dict[str, Any]:
     ).to_json()
 
 
-def run(control: socket.socket, *, vm: str, vm_netns: str, host: str) -> None:
-    """Live as the VMX of `vm` in the namespace `host` until the supervisor ends it."""
+def run(
+    control: socket.socket,
+    *,
+    vm: str,
+    vm_netns: str,
+    host: str,
+    account: dict[str, Any] | None = None,
+) -> None:
+    """Live as the VMX of `vm` in the namespace `host` until the supervisor ends it.
+
+    `account` is what the host's CPU is charged (`accounts.terms`), by the VM's NIC process too.
+    """
     prctl.set_name(f"vmx-{vm}")
     netns.enter(host)
-    _Vmx(LineSocket(control), host, vm_netns).serve()
+    _Vmx(LineSocket(control), host, vm_netns, account).serve()
 
 
 class _Vmx:
-    def __init__(self, control: LineSocket, host_netns: str, vm_netns: str) -> None:
+    def __init__(
+        self,
+        control: LineSocket,
+        host_netns: str,
+        vm_netns: str,
+        account: dict[str, Any] | None,
+    ) -> None:
         self._control = control
         self._host_netns = host_netns
         self._vm_netns = vm_netns
+        self._account = account
         self._guest: Guest | None = None
         self._told_of_trouble = False
         self._asked = 0
@@ -99,6 +116,7 @@ class _Vmx:
             "record": self._record,
             "attach_nic": self._attach_nic,
             "detach_nic": self._detach_nic,
+            "charge": self._charge,
             "migrate": self._migrate,
             "receive": self._receive,
             "take_back": self._take_back,
@@ -125,6 +143,11 @@ class _Vmx:
             raise LabError("this VMX has no guest")
         return self._guest
 
+    def _places(self, guest: Guest) -> Message:
+        """Where others find a guest: descriptors of this process, and its host's account."""
+        line = {**guest.nic_line(), "account": self._account}
+        return {"memory_fd": guest.memory.fd, "nic_line": line}
+
     def _enter_vm(self) -> None:
         """What each vCPU does first: the VM's network is its own."""
         netns.enter(self._vm_netns)
@@ -138,7 +161,7 @@ class _Vmx:
         spec = GuestSpec.from_json(message["vm"])
         disk.prepare(spec)
         self._guest = Guest.power_on(spec, self._enter_vm)
-        return {"event": "running", **_places(self._guest)}
+        return {"event": "running", **self._places(self._guest)}
 
     def _counters(self, message: Message) -> Message:
         return {"counters": count(self._need_guest(), whole=message["whole"])}
@@ -165,6 +188,10 @@ class _Vmx:
 
     def _detach_nic(self, _: Message) -> Message:
         self._need_guest().detach_nic()
+        return {}
+
+    def _charge(self, message: Message) -> Message:
+        self._account = message["account"]
         return {}
 
     def _migrate(self, message: Message) -> Message:
@@ -209,7 +236,7 @@ class _Vmx:
             if message["nic_pid"] is not None:
                 prepared.guest.attach_nic(message["nic_pid"])
             prepared.guest.throttle(message["sleep_ns_per_ms"])
-            self._say({"event": "listening", **_places(prepared.guest)})
+            self._say({"event": "listening", **self._places(prepared.guest)})
             hooks = destination.DestinationHooks(
                 hold=partial(self._hold, prepared), open=plug.open_and_announce
             )
@@ -226,8 +253,3 @@ class _Vmx:
         self._say({"event": "loaded", "memory_fd": prepared.guest.memory.fd})
         while (message := self._control.receive()) is None or message["command"] != "go":
             pass
-
-
-def _places(guest: Guest) -> Message:
-    """Where others find a guest: descriptors of this process."""
-    return {"memory_fd": guest.memory.fd, "nic_line": guest.nic_line()}
