@@ -59,6 +59,8 @@ OPERATIONS = {
     "web": "requests",
     "media": "parts",
     "echo": "echoes",
+    "bulk": "pieces",
+    "sink": "pieces",
     "ping": "replies",
     "allocate": "pages",
 }
