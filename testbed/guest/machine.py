@@ -72,7 +72,6 @@ class Guest:
                     self._block,
                     self._written,
                     vcpu_setup,
-                    kernel_tracks=self.tracking == "pagemap",
                 )
             )
             self.pids, self.pidfds = self._vcpus.pids, self._vcpus.pidfds
@@ -166,16 +165,16 @@ class Guest:
         return bool((self._block.state[: self.spec.vcpus] == RUNNING).all())
 
     def throttle(self, sleep_ns_per_ms: int | None, vcpu: int | None = None) -> None:
-        """Have vCPUs sleep for so long for each millisecond that they have run, until told anew.
+        """Have a vCPU (None: all) sleep so long for each millisecond it has run, until told anew.
 
-        So a busy one gets 1e6 / (1e6 + sleep) of its time.
-
-        Args:
-            sleep_ns_per_ms: how long; None or 0: not at all.
-            vcpu: which; None: all.
+        So a busy one gets 1e6 / (1e6 + sleep) of its time; None or 0: it does not sleep.
         """
         lines = slice(self.spec.vcpus) if vcpu is None else vcpu
         self._block.sleep[lines] = sleep_ns_per_ms or 0
+
+    def throttles(self) -> list[int]:
+        """How long each vCPU sleeps for a millisecond that it has run."""
+        return [int(sleep_ns) for sleep_ns in self._block.sleep[: self.spec.vcpus]]
 
     def switch_workloads(self, workloads: tuple[Workload, ...]) -> None:
         """Have the guest do something else, from the beginning; its memory stays as it is.

@@ -21,7 +21,14 @@ from testbed.errors import KernelError, MigrationError
 from testbed.guest import layout
 from testbed.guest.memory import PAGE_BYTES, GuestMemory
 from testbed.guest.specification import SMALL_PAGE_BYTES
-from testbed.guest.userfaultfd import copy_in, read_faults, register_missing, unregister, wake
+from testbed.guest.userfaultfd import (
+    copy_in,
+    open_userfaultfd,
+    read_faults,
+    register_missing,
+    unregister,
+    wake,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,8 +48,10 @@ def lacks_missing_pages(spec: GuestSpec, tracking: TrackingName) -> str | None:
         return "pages of it are in its swap file, which a page that comes would have to go through"
     if spec.page_bytes != SMALL_PAGE_BYTES:
         return f"its pages of {spec.page_bytes >> 20} MiB can't be missing one by one"
-    if tracking != "pagemap":
-        return "its vCPUs have no userfaultfd, as they note themselves what they write"
+    try:
+        os.close(open_userfaultfd(tracks=tracking == "pagemap"))
+    except KernelError as error:
+        return f"its vCPUs can't wait for a page: {error}"
     return None
 
 
@@ -63,6 +72,8 @@ class MissingPages:
         """
         reason = lacks_missing_pages(guest.spec, guest.tracking)
         memory = guest.memory
+        if reason is None and len(guest.userfaultfds) < guest.spec.vcpus:
+            reason = "its vCPUs have no userfaultfd"
         if reason is not None or not isinstance(memory, GuestMemory):
             raise MigrationError(f"{guest.spec.name} can't be resumed quickly: {reason}")
         self._guest, self._fd, self._address = guest, memory.fd, memory.address

@@ -26,11 +26,11 @@ _EVENT_FAULT = 0x12
 _EVENTS = 64
 
 
-def open_userfaultfd() -> int:
-    """Open one for the calling process's memory, with asynchronous write protection.
+def open_userfaultfd(*, tracks: bool = True) -> int:
+    """Open one for the calling process's memory; if it `tracks`, with asynchronous protection.
 
     Raises:
-        KernelError: the kernel has none, is older than 6.7, or denies it.
+        KernelError: the kernel has none, denies it, or is older than 6.7 and it is to track.
     """
     number = _SYSCALLS.get(platform.machine())
     if number is None:
@@ -38,11 +38,13 @@ def open_userfaultfd() -> int:
     fd: int = ctypes.CDLL(None, use_errno=True).syscall(number, os.O_CLOEXEC | os.O_NONBLOCK)
     if fd < 0:
         raise KernelError("open", "userfaultfd", os.strerror(ctypes.get_errno()))
-    features = _FEATURE_WP_ASYNC | _FEATURE_WP_UNPOPULATED
+    features = _FEATURE_WP_ASYNC | _FEATURE_WP_UNPOPULATED if tracks else 0
     try:
         fcntl.ioctl(fd, _API, struct.pack("QQQ", _API_VERSION, features, 0))
     except OSError as error:
         os.close(fd)
+        if not tracks:
+            raise KernelError("open", "userfaultfd", str(error.strerror)) from error
         cause = f"no asynchronous write protection ({error.strerror})"
         raise KernelError("open", "userfaultfd", cause, "it came with Linux 6.7") from error
     return fd

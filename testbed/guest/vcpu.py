@@ -53,8 +53,8 @@ _MOST_CARRIED_NS = 1_000_000_000  # of sleep that was too long or has not been s
 class VcpuStart:
     """What a vCPU process is given: its number, memory, words and wakers.
 
-    `kick_fd` wakes the NIC process. `handover` takes the userfaultfd to the VMX; None where the
-    byte map tracks, which is `written`. `cpus` is where it may run; empty: anywhere.
+    `kick_fd` wakes the NIC process. `handover` takes the userfaultfd to the VMX. `written` is the
+    byte map, if that tracks. `cpus` is where it may run; empty: anywhere.
     """
 
     number: int
@@ -63,7 +63,7 @@ class VcpuStart:
     wake_fd: int
     answer_fd: int
     kick_fd: int
-    handover: socket.socket | None
+    handover: socket.socket
     written: np.ndarray[tuple[int], np.dtype[np.uint8]] | None
     setup: Callable[[], None] | None
     cpus: frozenset[int]

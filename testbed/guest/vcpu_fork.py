@@ -56,16 +56,27 @@ def _become_vcpu(start: VcpuStart, parent: int) -> NoReturn:
     if start.setup is not None:
         start.setup()
     kept = [start.wake_fd, start.answer_fd, start.kick_fd]
-    if start.handover is not None:
-        # Kept open here, it outlives the VMX: a vCPU that waits for a page then dies waiting.
-        kept.append(open_userfaultfd())
-        start.handover.sendmsg([b"u"], [(1, 1, kept[-1].to_bytes(4, sys.byteorder))])
+    # Kept open here, it outlives the VMX: a vCPU that waits for a page then dies waiting.
+    kept += _hand_over(start)
     # Whatever else the VMX has open (sockets above all) must not live on in this process.
     close_all_but(*kept)
     # select() takes low numbers only, and it alone sleeps for less than a millisecond.
     wake_fd = fcntl.fcntl(start.wake_fd, fcntl.F_DUPFD_CLOEXEC, 3)
     start.memory.populate()
     Vcpu(start, wake_fd).live()
+
+
+def _hand_over(start: VcpuStart) -> list[int]:
+    """Give the VMX this process's userfaultfd, if it has one; it must where that tracks writes."""
+    try:
+        fd = open_userfaultfd(tracks=start.written is None)
+    except KernelError:
+        if start.written is None:
+            raise
+        start.handover.send(b"n")
+        return []
+    start.handover.sendmsg([b"u"], [(1, 1, fd.to_bytes(4, sys.byteorder))])
+    return [fd]
 
 
 def _pin(number: int, cpus: frozenset[int]) -> None:

@@ -39,19 +39,17 @@ class VcpuProcesses:
         block: RunBlock,
         written: Bytemap | None,
         setup: Callable[[], None] | None,
-        *,
-        kernel_tracks: bool,
     ) -> None:
         """Fork them, and wait until each has mapped the memory and built its tasks.
 
-        With `kernel_tracks` each hands over a userfaultfd of its own (`userfaultfds`); `written`
-        is the byte map, if that tracks. `setup`: see `Guest.power_on`.
+        Each hands over a userfaultfd of its own (`userfaultfds`, none if the kernel has none).
+        `written` is the byte map, if that tracks. `setup`: see `Guest.power_on`.
 
         Raises:
             LabError, MigrationError: one died.
         """
         self._spec, self._memory, self._block, self._written = spec, memory, block, written
-        self._setup, self._kernel_tracks = setup, kernel_tracks
+        self._setup = setup
         self.pids: tuple[int, ...] = ()
         self.pidfds: tuple[int, ...] = ()
         self.userfaultfds: tuple[int, ...] = ()
@@ -90,7 +88,7 @@ class VcpuProcesses:
                     wake_fd,
                     self.answer_fd,
                     self.kick_fd,
-                    theirs if self._kernel_tracks else None,
+                    theirs,
                     self._written,
                     self._setup,
                     _cpus(self._spec, number),
@@ -103,12 +101,12 @@ class VcpuProcesses:
             self.wake_fds += (wake_fd,)
             self.pids += (pid,)
             self.pidfds += (pidfd,)
-            if self._kernel_tracks:
-                _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-                if not fds:
-                    raise LabError(f"vCPU {number} of {self._spec.name} died while it started")
-                undo.callback(os.close, fds[0])
-                self.userfaultfds += (fds[0],)
+            told, fds, _, _ = socket.recv_fds(ours, 1, 1)
+            if not told:
+                raise LabError(f"vCPU {number} of {self._spec.name} died while it started")
+            for fd in fds:
+                undo.callback(os.close, fd)
+            self.userfaultfds += tuple(fds)
 
     def attach_nic(self, pid: int | None) -> None:
         """Have the VM's NIC process stop and run with them, until it is detached or ends."""

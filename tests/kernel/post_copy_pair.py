@@ -163,7 +163,17 @@ class Moved:
     """
 
     def __init__(
-        self, spec, wire, missing, *, streams=1, resume_file="", ready, serve=None, turn=None
+        self,
+        spec,
+        wire,
+        missing,
+        *,
+        streams=1,
+        resume_file="",
+        ready,
+        serve=None,
+        turn=None,
+        tracking=None,
     ):
         with ExitStack() as undo:
             pairs = wire.connect(streams)
@@ -177,7 +187,7 @@ class Moved:
             first = layout.first_data_page(spec.guest.vcpus)
             rows = missing(np.random.default_rng(3), len(self.before) - first)
             self.missing = np.flatnonzero(rows) + first
-            self.guest = undo.enter_context(Guest.create_masked(spec.guest))
+            self.guest = undo.enter_context(Guest.create_masked(spec.guest, tracking=tracking))
             there = np.setdiff1d(np.arange(len(self.before)), self.missing)
             self.guest.memory.words[there] = self.before[there]
             file = undo.enter_context(ResumeFile.open(resume_file, spec)) if resume_file else None

@@ -225,13 +225,13 @@ def test_state_of_the_guest_can_not_be_missing(vcpus, page):
         ({"backing": "synthetic"}, "bytemap", "synthetic memory"),
         ({"resident_bytes": 4 * MIB}, "pagemap", "swap file"),
         ({"page_bytes": 2 * MIB}, "pagemap", "pages of 2 MiB"),
-        ({}, "bytemap", "no userfaultfd"),
+        ({}, "pagemap", "no userfaultfd"),
     ],
 )
 def test_what_can_not_run_without_its_pages_is_refused(changes, tracking, reason):
     spec = replace(GuestSpec("vm", 8 * MIB, 1), **changes)
     with pytest.raises(MigrationError, match=f"vm can't be resumed quickly: .*{reason}"):
-        MissingPages(SimpleNamespace(spec=spec, tracking=tracking, memory=None))
+        MissingPages(SimpleNamespace(spec=spec, tracking=tracking, memory=None, userfaultfds=()))
 
 
 def test_a_guest_that_lacks_pages_is_not_tracked_and_dies_when_told():
