@@ -108,7 +108,7 @@ def update_of(event: Message) -> Update:
 def _said(event: Message) -> str:
     """What an event tells that is no progress."""
     if event["event"] == "queued":
-        return "waits for its turn" + (f", {event['ahead']} before it" if event["ahead"] else "")
+        return f"waits for its turn: {event['cause']}"
     if event["event"] == "waiting":
         return "waits: another change of this lab is under way"
     if "error" in event:

@@ -132,7 +132,7 @@ def _migrate_one(
             if event["event"] == "waiting":
                 click.echo("waiting: another change of this lab is under way", err=True)
             elif event["event"] == "queued":
-                click.echo("waiting: as many migrations as may be are under way", err=True)
+                click.echo(f"waiting: {event['cause']}", err=True)
             elif event["event"] == "progress":
                 show(update_of(event))
 

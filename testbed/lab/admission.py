@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from testbed.errors import LabError
-from testbed.plan.network import gateway_for
 from testbed.topology.traffic import VM_TRAFFIC
 from testbed.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from netaddr import IPNetwork
-
-    from testbed.topology.model import VM, Host, Topology, VmkernelAdapter, VSwitch
-
-
-@dataclass(frozen=True, slots=True)
-class VmotionPath:
-    """The vMotion adapters of both hosts and the addresses that the streams use."""
-
-    source_vmk: str
-    source_network: IPNetwork
-    destination_vmk: str
-    destination_network: IPNetwork
-    mtu: int
-
-    @property
-    def source_address(self) -> str:
-        """Where the stream comes from."""
-        return str(self.source_network.ip)
-
-    @property
-    def destination_address(self) -> str:
-        """Where the stream goes to."""
-        return str(self.destination_network.ip)
-
-    @property
-    def ip_version(self) -> int:
-        """4 or 6."""
-        return int(self.source_network.version)
+    from testbed.topology.model import VM, Host, Topology, VSwitch
 
 
 def _memory_reasons(vm: VM, destination: Host, here: list[VM]) -> list[str]:
@@ -140,51 +109,3 @@ def _reserved_bps(vm: VM, vswitch: VSwitch) -> int:
         for nic in vm.nics
         if nic.bandwidth is not None and nic.portgroup in groups
     )
-
-
-def vmotion_path(source: Host, destination: Host) -> VmotionPath:
-    """The adapters that a migration uses: the first pair in one network, else of one family.
-
-    Raises:
-        LabError: no vMotion address of one host is of a family that the other has.
-    """
-    pairs = [
-        (ours, here, theirs, there)
-        for ours, here in _vmotion_addresses(source)
-        for theirs, there in _vmotion_addresses(destination)
-        if here.version == there.version
-    ]
-    if not pairs:
-        raise LabError(
-            f"migrate from {source.name} to {destination.name}: their vMotion vmks have no address"
-            " of the same IP version; give both an IPv4 or both an IPv6 address"
-        )
-    near = [pair for pair in pairs if pair[1].cidr == pair[3].cidr]
-    routed = [pair for pair in pairs if _leads(*pair[:2], pair[3]) and _leads(*pair[2:], pair[1])]
-    ours, here, theirs, there = (near + routed + pairs)[0]
-    if not near:
-        ways = ((source, ours, here, there), (destination, theirs, there, here))
-        for host, vmk, address, to in ways:
-            if not _leads(vmk, address, to):
-                raise LabError(
-                    f"migrate from {source.name} to {destination.name}: {vmk.name} of {host.name}"
-                    f" ({address}) is in another network than the other's and has no gateway or"
-                    f" route to {to.cidr}; give it one, or put both in one network"
-                )
-    return VmotionPath(
-        source_vmk=ours.name,
-        source_network=here,
-        destination_vmk=theirs.name,
-        destination_network=there,
-        mtu=min(ours.mtu, theirs.mtu),
-    )
-
-
-def _leads(vmk: VmkernelAdapter, address: IPNetwork, to: IPNetwork) -> bool:
-    """Whether a vmk's stack has a way to another network: a gateway, or a route of its own."""
-    static = any(route.via in address and to.ip in route.to for route in vmk.routes)
-    return static or gateway_for(address, vmk.gateways) is not None
-
-
-def _vmotion_addresses(host: Host) -> list[tuple[VmkernelAdapter, IPNetwork]]:
-    return [(vmk, address) for vmk in host.vmks_for("vmotion") for address in vmk.addresses]

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.errors import LabError, TestbedError
 from testbed.lab import accounts, vmx
+from testbed.lab.agents import Agents
 from testbed.lab.child import Child
 from testbed.lab.cpus import cpu_count
-from testbed.lab.line import WaitingLine
 from testbed.lab.link_change import changed_links
+from testbed.lab.migration_queue import MigrationQueue
 from testbed.lab.planning import network_here
 from testbed.lab.reservations import Reservations
 from testbed.lab.running_vm import RunningVM
@@ -27,6 +28,7 @@ from testbed.lab.together import at_most
 from testbed.lab.turns import Turns
 from testbed.lab.wires import Wires
 from testbed.lab.workload_change import changed_workloads
+from testbed.migration.concurrency import AT_10GBE
 from testbed.plan.network import Network
 from testbed.plan.plan import step_from_json, step_to_json
 from testbed.plan.policies import DelayLine
@@ -64,13 +66,13 @@ class Estate:
         self.vms: dict[str, RunningVM] = {}
         self.turns = Turns()
         """Whatever builds something does it in its turn."""
-        self.line: WaitingLine[str] = WaitingLine(lambda inside, host: host not in inside)
-        """Migrations, by their destinations, of which each takes in one at a time."""
+        self.queue = MigrationQueue(lambda: {h.name: AT_10GBE for h in self.topology.hosts})
         self.describing = asyncio.Lock()
         """Held while `topology` changes, which a link's change may do beside a migration."""
         self.wires = Wires(Network.cpu_of(journal.plan.lab, cpu_count()))
         self.watches: list[Watch] = []
         """Whatever feels for a VM now (testbed/lab/felt.py)."""
+        self.agents = Agents()
         self.teams = Teams()
         self.reservations = Reservations()
 
@@ -175,12 +177,13 @@ class Estate:
         shutil.rmtree(self.files(step), ignore_errors=True)
 
     async def end_all(self) -> None:
-        """End every VM and delay line, and stop following the network."""
+        """End every VM, agent and delay line, and stop following the network."""
         self.teams.close()
         self.reservations.close()
         while self.vms:
             _, running = self.vms.popitem()
             await running.end()
+        await self.agents.end_all()
         await self.wires.stop_all()
         self._preloaded.close()
 

@@ -24,7 +24,7 @@ from testbed.plan.steps import Bridge
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from testbed.lab.admission import VmotionPath
+    from testbed.lab.adapter_paths import AdapterPath
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
     from testbed.lab.running_vm import RunningVM
@@ -46,7 +46,7 @@ class Move:
     running: RunningVM
     vm: VM
     host: Host
-    path: VmotionPath
+    path: AdapterPath
     request: Message
     emit: Callable[[Message], None]
     gone: asyncio.Event
@@ -72,6 +72,7 @@ class Move:
             builder.build([closed(step) for step in plan.made])
             stack.callback(undo.remove, plan.made)
             moves.follow_all(estate)
+            await estate.agents.of(to, plan.step.host_netns)
             arriving = await estate.spawn(plan.step)
             stack.push_async_callback(arriving.end)
             stack.callback(follow, estate, name, self._memory())

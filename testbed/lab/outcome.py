@@ -16,7 +16,7 @@ from testbed.report.result import SCHEMA_VERSION
 from testbed.units import format_duration, format_rate
 
 if TYPE_CHECKING:
-    from testbed.lab.admission import VmotionPath
+    from testbed.lab.adapter_paths import AdapterPath
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
     from testbed.lab.path import Path
@@ -65,7 +65,7 @@ def migration_result(
     request: Message,
     *,
     step: PowerOn,
-    path: VmotionPath,
+    path: AdapterPath,
     outcome: Outcome,
     wires: tuple[WireReport, ...],
     since_ns: int,
@@ -142,7 +142,7 @@ def _latency_text(wires: tuple[WireReport, ...]) -> str:
     )
 
 
-def _notices(path: VmotionPath) -> list[str]:
+def _notices(path: AdapterPath) -> list[str]:
     if path.source_network.cidr == path.destination_network.cidr:
         return []
     networks = f"{path.source_network.cidr} and {path.destination_network.cidr}"
@@ -171,7 +171,7 @@ def _changes(estate: Estate, since_ns: int) -> list[str]:
     return lasting + [f"meanwhile: {text}" for _, text in sorted(links + teams)]
 
 
-def _path_text(path: VmotionPath, physical: Path | None) -> str:
+def _path_text(path: AdapterPath, physical: Path | None) -> str:
     """`vmk1 to vmk1 over tor-a, tor-b, slowest link 10 Gbit/s, MTU 9000`."""
     ends = f"{path.source_vmk} to {path.destination_vmk}"
     if physical is None:

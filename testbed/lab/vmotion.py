@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import InputError, LabError, TestbedError
 from testbed.lab import moves
-from testbed.lab.admission import reasons_against, vmotion_path
+from testbed.lab.adapter_paths import vmotion_paths
+from testbed.lab.admission import reasons_against
 from testbed.lab.client import error_message
 from testbed.lab.felt import report, wait_unless, watching
 from testbed.lab.move import Move
 from testbed.lab.outcome import migration_result
 from testbed.lab.wires import reports
+from testbed.migration import concurrency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +40,19 @@ async def migrate(
         LabError: the VM may not move there, or its turn had not come when it was cancelled;
             nothing was touched.
     """
-    _checked_request(estate, request)
+    name, to = request["vm"], request["to"]
+    _known(estate, name, to)
+    if name not in estate.journal.moves:  # or who knows where it will be
+        _checked_request(estate, request)
+    source = estate.vms[name].step
 
-    def wait(ahead: int) -> None:
-        emit({"event": "queued", "ahead": ahead})
+    def wait(cause: str) -> None:
+        emit({"event": "queued", "cause": cause})
 
-    async with estate.line.admitted(request["to"], wait, gone) as admitted:
+    move = concurrency.Move(name, source.host, to, datastores=(source.datastore,))
+    async with estate.queue.admitted(move, None, wait, gone) as admitted:
         if not admitted:
-            raise LabError(f"migrate {request['vm']} to {request['to']}: cancelled while it waited")
+            raise LabError(f"migrate {name} to {to}: cancelled while it waited")
         if estate.turns.must_wait(alone=False):
             emit({"event": "waiting"})
         async with estate.turns.beside():
@@ -58,7 +65,7 @@ async def _migrate(
     estate: Estate, request: Message, emit: Callable[[Message], None], gone: asyncio.Event
 ) -> Message:
     running, vm, host = _checked_request(estate, request)
-    path = vmotion_path(estate.topology.host(running.step.host), host)
+    path = vmotion_paths(estate.topology.host(running.step.host), host)[0]
     probe = request.get("probe")
     around_ns = probe["around_ns"] if probe else 0
     async with watching(estate, running, probe) as watch:

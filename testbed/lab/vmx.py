@@ -15,6 +15,7 @@ from testbed.guest.specification import GuestSpec
 from testbed.guest.workloads import from_json
 from testbed.kernel import netns
 from testbed.lab import disk
+from testbed.lab.agent_acceptor import AgentAcceptor
 from testbed.lab.counting import count
 from testbed.lab.lines import LineSocket, Message
 from testbed.lab.plug import Plug
@@ -231,7 +232,7 @@ class _Vmx:
         spec = MigrationSpec.from_json(message["spec"])
         with (
             self._plug(message) as plug,
-            destination.Destination(spec, self._enter_vm) as prepared,
+            destination.Destination(spec, self._enter_vm, acceptor=AgentAcceptor(spec)) as prepared,
         ):
             if message["nic_pid"] is not None:
                 prepared.guest.attach_nic(message["nic_pid"])

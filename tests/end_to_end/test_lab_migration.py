@@ -201,7 +201,8 @@ def still_running(lab: str) -> bool:
     assert "db01" not in run("exec", lab, "esx02", "--", "ip", "-br", "link").stdout
     inside = netns.identity(f"tb.{lab}.esx02")
     there = [p for p in os.listdir("/proc") if p.isdigit() and _netns_of(p) == inside]  # noqa: PTH208
-    assert len(there) == 1  # the client's VMX
+    names = sorted(Path(f"/proc/{p}/comm").read_text().strip() for p in there)
+    assert names == ["agent-esx02", "vmx-client"]
     return True
 
 

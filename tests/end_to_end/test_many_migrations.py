@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from testbed.lab.directory import LabDirectory
 from testbed.lab.down import down
 from testbed.lab.journal import Journal
 from testbed.lab.up import up
-from tests.end_to_end.labs import status
+from tests.end_to_end.labs import run, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,12 +34,18 @@ datastores: {{shared01: {{hosts: "esx[01-02]"}}}}
 distributed_switches:
   DSwitch: {{mtu: 9000, uplinks: [uplink1], portgroups: {{vMotion: {{}}, VM-Network: {{}}}}}}
 hosts:
-  "esx[01-02]":
+  esx01:
     cpu: {{cores: 4}}
-    memory: 96MiB
+    memory: 128MiB
     nics: {{vmnic0: {{switch: tor, rate: {rate}, mtu: 9000, uplink: DSwitch/uplink1}}}}
     vmks:
-      vmk1: {{portgroup: vMotion, ip: "192.168.20.[11-12]/24", services: [vmotion], mtu: 9000}}
+      vmk1: {{portgroup: vMotion, ip: 192.168.20.11/24, services: [vmotion], mtu: 9000}}
+  esx02:
+    cpu: {{cores: 2}}
+    memory: 128MiB
+    nics: {{vmnic0: {{switch: tor, rate: {rate}, mtu: 9000, uplink: DSwitch/uplink1}}}}
+    vmks:
+      vmk1: {{portgroup: vMotion, ip: 192.168.20.12/24, services: [vmotion], mtu: 9000}}
 vms:
   "db[01-02]":
     host: esx01
@@ -46,8 +53,7 @@ vms:
     datastore: shared01
     nics: [{{portgroup: VM-Network, ip: "192.168.10.[51-52]/24"}}]
     workload: {{kind: uniform, dirty_rate: 1MB/s, working_set: 25%}}
-  wide: {{host: esx01, memory: 16MiB, vcpus: 2, datastore: shared01, nics: []}}
-  large: {{host: esx02, memory: 64MiB, datastore: shared01, nics: []}}
+  wide: {{host: esx01, memory: 16MiB, vcpus: 3, datastore: shared01, nics: []}}
   other:
     host: esx02
     memory: 16MiB
@@ -58,7 +64,7 @@ vms:
 
 @pytest.fixture
 def many() -> Iterator[Callable[[str], str]]:
-    """Brings up a lab of two hosts, each with VMs that may move, and one too large to."""
+    """Brings up a lab of two hosts, with a VM on the first that is too wide for the second."""
 
     def bring_up(rate: str) -> str:
         up(topologies.loads(TEXT.format(rate=rate), "many.yaml"))
@@ -84,6 +90,48 @@ def moving(lab: str, *names: str, to: str = "esx02") -> subprocess.Popen[str]:
     while not set(names) <= under_way(lab):
         assert time.monotonic() < deadline
     return process
+
+
+def test_several_move_side_by_side_and_one_that_may_not_disturbs_none(
+    many: Callable[[str], str], tmp_path: Path
+) -> None:
+    name = many("100Mbit")
+    done = run(
+        *("migrate", "db01", "db02", "wide", "--to", "esx02", "--lab", name),
+        *("--verify", "--results", tmp_path),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "2 of 3 VMs moved" in done.stdout
+    assert "wide: not begun: migrate wide to esx02: esx02 has 2 cores" in done.stderr
+    hosts = {one["name"]: one["host"] for one in status(name)["vms"]}
+    assert hosts == {"db01": "esx02", "db02": "esx02", "wide": "esx01", "other": "esx02"}
+    assert Journal.read(LabDirectory(name).journal).moves == {}
+    (whole,) = [json.loads(file.read_text()) for file in tmp_path.glob("*-migrations.json")]
+    outcomes = {one["vm"]: one["outcome"] for one in whole["migrations"]}
+    assert outcomes == {"db01": "completed", "db02": "completed", "wide": "not begun"}
+    results = [
+        json.loads(Path(one["result"]).read_text()) for one in whole["migrations"] if one["result"]
+    ]
+    for result in results:
+        assert result["verification"]["pages_different"] == 0
+    # Each was under way while the other was: together they took less than one after the other.
+    assert whole["elapsed_ns"] < sum(one["engine"]["total_ns"] for one in results)
+
+
+def test_a_vm_on_its_way_is_left_alone_and_another_is_not(many: Callable[[str], str]) -> None:
+    name = many("10Mbit")
+    with moving(name, "db01") as process:
+        for words in (["workload", "idle"], ["throttle", "50%"], ["record", "--for", "1s", "x"]):
+            refused = run("vm", "db01", "--lab", name, *words, check=False)
+            assert refused.returncode == 1
+            assert "its configuration is locked" in refused.stderr
+        run("vm", "db02", "--lab", name, "workload", "idle")
+        assert under_way(name) == {"db01"}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert {one["name"]: one["host"] for one in status(name)["vms"]}["db01"] == "esx01"
+    run("vm", "db01", "--lab", name, "workload", "idle")
 
 
 def test_a_supervisor_killed_with_two_under_way_leaves_nothing_for_down(

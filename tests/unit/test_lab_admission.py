@@ -9,8 +9,9 @@ import pytest
 
 from testbed import topology as topologies
 from testbed.errors import InputError, LabError
+from testbed.lab.adapter_paths import AdapterPath, vmotion_paths
 from testbed.lab.adapters import adapter, adapters, common_addresses
-from testbed.lab.admission import VmotionPath, reasons_against, vmotion_path
+from testbed.lab.admission import reasons_against
 from testbed.lab.path import Path, find_path
 from testbed.plan.compile import compile_plan
 
@@ -112,7 +113,7 @@ def test_a_host_has_what_its_vms_hold_and_not_only_what_they_reserve() -> None:
 
 
 def test_the_vmotion_path_and_its_slowest_link(topology: Topology) -> None:
-    path = vmotion_path(topology.host("esx01"), topology.host("esx02"))
+    path = vmotion_paths(topology.host("esx01"), topology.host("esx02"))[0]
     assert (path.source_address, path.destination_address) == ("192.168.20.11", "192.168.20.12")
     physical = way(topology, path)
     assert physical is not None
@@ -130,7 +131,7 @@ def test_packets_smaller_than_the_links_get_what_the_links_let_through() -> None
     assert same.goodput_bps(4) == pytest.approx(94.148e6, rel=1e-5)
 
 
-def way(topology: Topology, path: VmotionPath) -> Path | None:
+def way(topology: Topology, path: AdapterPath) -> Path | None:
     return find_path(
         topology,
         ("esx01", path.source_vmk, path.source_network),
@@ -142,7 +143,7 @@ def way(topology: Topology, path: VmotionPath) -> Path | None:
 def test_a_router_is_no_short_cut_within_a_network() -> None:
     routers = "routers: {r1: {interfaces: {tor-a: {ip: 10.1.0.1/24}, tor-b: {ip: 10.2.0.1/24}}}}"
     shortcut = topologies.loads(TEXT.replace("links:\n", f"{routers}\nlinks:\n"), "shortcut.yaml")
-    path = vmotion_path(shortcut.host("esx01"), shortcut.host("esx02"))
+    path = vmotion_paths(shortcut.host("esx01"), shortcut.host("esx02"))[0]
     physical = way(shortcut, path)
     assert physical is not None
     assert physical.nodes == ("tor-a", "core", "tor-b")
@@ -151,7 +152,7 @@ def test_a_router_is_no_short_cut_within_a_network() -> None:
 
 def test_two_networks_are_joined_by_the_router_between_them() -> None:
     routed = topologies.load(FilePath("topologies/routed.yaml"))
-    path = vmotion_path(routed.host("esx01"), routed.host("esx02"))
+    path = vmotion_paths(routed.host("esx01"), routed.host("esx02"))[0]
     physical = way(routed, path)
     assert physical is not None
     assert physical.nodes == ("leaf-1", "core", "leaf-2")
@@ -162,17 +163,17 @@ def test_a_route_of_its_own_leads_there_as_a_gateway_does() -> None:
     plain = text.replace('        gateway: ["192.168.[21,22].1", "fd00:[21,22]::1"]\n', "")
     unrouted = topologies.loads(plain, "unrouted.yaml")
     with pytest.raises(LabError, match="no gateway or route to"):
-        vmotion_path(unrouted.host("esx01"), unrouted.host("esx02"))
+        vmotion_paths(unrouted.host("esx01"), unrouted.host("esx02"))[0]
     routes = '        routes: [{to: "fd00:[22,21]::/64", via: "fd00:[21,22]::1"}]\n'
     anchor = "        services: [vmotion]\n"
     routed = topologies.loads(plain.replace(anchor, anchor + routes), "own-routes.yaml")
-    path = vmotion_path(routed.host("esx01"), routed.host("esx02"))
+    path = vmotion_paths(routed.host("esx01"), routed.host("esx02"))[0]
     assert path.ip_version == 6  # the IPv4 addresses have no way
 
 
 def test_no_vmotion_adapter_no_path(topology: Topology) -> None:
     with pytest.raises(LabError, match="no address"):
-        vmotion_path(topology.host("esx01"), topology.host("esx03"))
+        vmotion_paths(topology.host("esx01"), topology.host("esx03"))[0]
 
 
 def test_adapters_by_name(topology: Topology) -> None:
@@ -232,6 +233,6 @@ def test_shaping_bounds_what_one_end_sends_and_the_other_receives() -> None:
     for egress, ingress, least in (("1Gbit", "2Gbit", 1), ("3Gbit", "2Gbit", 2)):
         group = shaped % (rate % egress, rate % ingress)
         topology = topologies.loads(TEXT.replace("vMotion: {}", group), "admission.yaml")
-        physical = way(topology, vmotion_path(topology.host("esx01"), topology.host("esx02")))
+        physical = way(topology, vmotion_paths(topology.host("esx01"), topology.host("esx02"))[0])
         assert physical is not None
         assert physical.rate_bps == least * 10**9

@@ -1,18 +1,15 @@
-"""Whose turn it is: changes alone, migrations beside one another, and the line before a host."""
+"""Whose turn it is: changes alone, migrations beside one another, and the queue of migrations."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 import pytest
 
-from testbed.lab.line import WaitingLine
+from testbed.lab.migration_queue import MigrationQueue
 from testbed.lab.turns import Turns
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from testbed.migration.concurrency import Move
 
 
 async def _settle() -> None:
@@ -70,25 +67,33 @@ def test_a_change_that_is_cancelled_while_it_waits_holds_nobody_back() -> None:
     asyncio.run(main())
 
 
-def two_each(inside: Sequence[str], host: str) -> bool:
-    return inside.count(host) < 2
+def move(vm: str, to: str = "esx02") -> Move:
+    return Move(vm, "esx01" if to == "esx02" else "esx04", to)
 
 
-def test_the_line_lets_in_by_order_and_whoever_fits() -> None:
+def two_each() -> dict[str, int]:
+    return {"esx01": 2, "esx02": 2, "esx03": 2}
+
+
+def test_the_queue_lets_in_by_order_and_whoever_has_room() -> None:
     async def main() -> list[str]:
-        line = WaitingLine(two_each)
+        queue = MigrationQueue(two_each)
         said: list[str] = []
         gone = asyncio.Event()
         leave = {name: asyncio.Event() for name in "abcdx"}
 
-        async def one(name: str, host: str) -> None:
-            async with line.admitted(host, lambda _: said.append(f"{name} waits"), gone) as inside:
+        async def one(name: str, to: str) -> None:
+            def wait(cause: str) -> None:
+                assert "esx01 has 2 migrations" in cause
+                said.append(f"{name} waits")
+
+            async with queue.admitted(move(name, to), None, wait, gone) as inside:
                 assert inside
                 said.append(name)
                 await leave[name].wait()
 
-        tasks = [asyncio.create_task(one(name, "esx01")) for name in "abcd"]
-        tasks.append(asyncio.create_task(one("x", "esx02")))
+        tasks = [asyncio.create_task(one(name, "esx02")) for name in "abcd"]
+        tasks.append(asyncio.create_task(one("x", "esx03")))
         await _settle()
         assert said == ["a", "b", "c waits", "d waits", "x"]  # x is not held back by c
         leave["b"].set()
@@ -102,19 +107,19 @@ def test_the_line_lets_in_by_order_and_whoever_fits() -> None:
     assert asyncio.run(main())[-1] == "d"
 
 
-def test_whoever_leaves_the_line_leaves_no_gap() -> None:
+def test_whoever_leaves_the_queue_leaves_no_gap() -> None:
     async def main() -> list[bool]:
-        line = WaitingLine(two_each)
+        queue = MigrationQueue(two_each)
         found = []
 
         async def one(gone: asyncio.Event) -> None:
-            async with line.admitted("esx01", lambda _: None, gone) as inside:
+            async with queue.admitted(move("c"), None, lambda _: None, gone) as inside:
                 found.append(inside)
 
         gone, never = asyncio.Event(), asyncio.Event()
         async with AsyncExitStack() as stack:
-            for _ in range(2):
-                entered = line.admitted("esx01", lambda _: None, never)
+            for name in "ab":
+                entered = queue.admitted(move(name), None, lambda _: None, never)
                 assert await stack.enter_async_context(entered)
             waiting = asyncio.create_task(one(gone))
             killed = asyncio.create_task(one(never))

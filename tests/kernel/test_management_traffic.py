@@ -1,0 +1,123 @@
+"""The specification of a migration crosses the management network, and heartbeats follow."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from netaddr import IPNetwork
+
+from testbed import profiles
+from testbed.errors import MigrationError
+from testbed.kernel import netns
+from testbed.lab.adapter_paths import AdapterPath
+from testbed.lab.agents import Agents
+from testbed.lab.specification_traffic import Ends, delivered
+from testbed.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from testbed.profiles import Profile
+
+pytestmark = pytest.mark.root
+
+WHERE = "tb.management.esx01"
+
+
+@pytest.fixture
+def host() -> Iterator[str]:
+    """A namespace that stands for a host."""
+    subprocess.run(["ip", "netns", "add", WHERE], check=True)
+    subprocess.run(["ip", "-n", WHERE, "link", "set", "lo", "up"], check=True)
+    yield WHERE
+    subprocess.run(["ip", "netns", "del", WHERE], check=True)
+
+
+def with_agents(work: Callable[[Agents], Awaitable[None]]) -> None:
+    """Do something where agents can be had; `work` may block, they are other processes."""
+
+    async def main() -> None:
+        agents = Agents()
+        try:
+            await work(agents)
+        finally:
+            await agents.end_all()
+
+    asyncio.run(main())
+
+
+def turned_away(sock: socket.socket) -> bool:
+    """Whether it is closed without a byte."""
+    try:
+        return sock.recv(1 << 16) == b""
+    except ConnectionResetError:
+        return True
+
+
+WAY = AdapterPath("vmk0", IPNetwork("127.0.0.1/8"), "vmk0", IPNetwork("127.0.0.2/8"), 1500)
+
+
+def ends(path: AdapterPath | None = WAY, costs: dict[str, object] | None = None) -> Ends:
+    """One agent at both: its namespace has both addresses."""
+    return Ends(("esx01", "esx01"), (WHERE, WHERE), path, (costs, costs))
+
+
+def behaviour() -> Profile:
+    """Specifications of 1 MB, and heartbeats of 100 bytes each millisecond."""
+    return replace(
+        profiles.load("vsphere-7.0"),
+        management_bytes=10**6,
+        heartbeat_bytes=100,
+        heartbeat_interval_ns=10**6,
+    )
+
+
+def test_a_specification_crosses_and_heartbeats_follow(host: str, tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger", cores=4, mhz=2000)
+    costs = {"path": str(tmp_path / "ledger"), "cycles_per_byte": 2, "cycles_per_packet": 0}
+
+    async def work(agents: Agents) -> None:
+        async with delivered(agents, ends(costs=costs), 7, {"vm": "db01"}, behaviour()) as found:
+            assert ledger.used()["management"] > 2 * 2 * 10**6  # both ends, two cycles a byte
+            await asyncio.sleep(0.2)
+        (notice,) = found.notices
+        assert "a specification of" in notice
+        answered = re.search(r"(\d+) heartbeats were answered", notice)
+        assert answered is not None
+        assert 1 <= int(answered[1]) <= 300
+
+    with_agents(work)
+
+
+def test_nobody_else_is_answered_on_the_management_network(host: str) -> None:
+    async def work(agents: Agents) -> None:
+        async with delivered(agents, ends(), 7, {"vm": "db01"}, behaviour()):
+            with netns.inside(WHERE):
+                idle = socket.create_connection(("127.0.0.2", 902), timeout=10)
+                liar = socket.create_connection(("127.0.0.2", 902), timeout=10)
+            with idle, liar:
+                liar.sendall(b"TMGh" + (7).to_bytes(8, "little") + bytes(200))
+                assert turned_away(liar)
+
+    with_agents(work)
+
+
+def test_a_specification_that_does_not_arrive_is_told(host: str) -> None:
+    nowhere = replace(WAY, destination_network=IPNetwork("192.0.2.1/24"))
+
+    async def work(agents: Agents) -> None:
+        with pytest.raises(MigrationError, match="management network"):
+            async with delivered(agents, ends(nowhere), 7, {}, behaviour()):
+                raise AssertionError
+        async with delivered(agents, ends(None), 7, {}, behaviour()) as found:
+            pass
+        assert "no vmks with the management service" in found.notices[0]
+
+    with_agents(work)
