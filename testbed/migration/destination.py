@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from testbed.errors import TestbedError
 from testbed.guest import layout
 from testbed.guest.machine import Guest
+from testbed.migration.charging import check_ledger
 from testbed.migration.incoming import Incoming
 from testbed.migration.listening import Listening
 from testbed.migration.pauses import no_garbage_collection
-from testbed.migration.phase import MigrationFailed, Phase
+from testbed.migration.phase import MigrationFailed, MigrationLost, Phase
+from testbed.migration.post_copy import Fetching, PostCopyFailed, ResumeFile
 from testbed.migration.stream import PeerError
 from testbed.migration.wire import Kind, Resumed, WireError, pack, pack_resumed
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from testbed.guest.tracking import TrackingName
+    from testbed.ledger import Ledger
     from testbed.migration.acceptor import Acceptor
     from testbed.migration.specification import MigrationSpec
 
@@ -65,6 +68,7 @@ class Destination:
         vcpu_setup: Callable[[], None] | None = None,
         tracking: TrackingName | None = None,
         acceptor: Acceptor | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Listen, and make the guest, masked: memory and vCPUs.
 
@@ -74,12 +78,15 @@ class Destination:
             tracking: the dirty tracking that it will be migrated with from here; None probes.
             acceptor: takes the connections in, and is closed by this; None: it listens in this
                 network namespace.
+            ledger: what this host's CPU is charged to.
 
         Raises:
+            InputError: the migration costs cycles, and there is no ledger.
             KernelError: the address is not here or in use, or there is not enough memory.
             LabError: a vCPU process died.
         """
-        self._spec = spec
+        check_ledger(spec, ledger)
+        self._spec, self._ledger = spec, ledger
         self._cpu_ns = time.process_time_ns()
         with ExitStack() as undo:
             self._acceptor = acceptor or Listening(spec)
@@ -105,6 +112,7 @@ class Destination:
 
         Raises:
             MigrationFailed: nothing is left here, and the guest was never run here.
+        MigrationLost: it ran here without all of its pages, which can't come any more.
         """
         hooks = hooks or DestinationHooks()
         with no_garbage_collection(), self._undo as undo:
@@ -119,33 +127,66 @@ class Destination:
             raise MigrationFailed(Phase.CONNECT, str(error)) from error
         self._acceptor.close()
         self._cpu_ns = time.process_time_ns()  # populating the memory is not the copy's cost
-        with Incoming(self._spec, accepted, self.guest.memory) as streams:
-            first, phase = streams.first, Phase.PREPARE
+        memory = self.guest.memory
+        with ExitStack() as undo:
             try:
-                first.send(pack(Kind.PREPARED))
-                phase = Phase.PRECOPY
-                last = streams.copy()
-                phase = Phase.SWITCHOVER
-                layout.check(self.guest.memory, self._spec.guest.vcpus)
-                loaded_ns = time.monotonic_ns()
-                if self._spec.verify:
-                    hooks.hold()
-                first.send(pack(Kind.LOADED, 0, last))
-                first.expect(Kind.RESUME)
-                phase = Phase.RESUME
-                self.guest.resume()
-            except (PeerError, WireError, TestbedError) as error:
-                raise MigrationFailed(phase, streams.fail(error)) from error
-            counters = self.guest.counters()
-            arrival = Arrival(
-                self.guest,
-                loaded_ns,
-                int(counters["resumed_at_ns"].max()),
-                int(counters["resume_gap_ns"].max()),
-                _opened(hooks),
+                fetching = self._fetching(undo)
+            except TestbedError as error:
+                for one in accepted:
+                    one.socket.close()
+                raise MigrationFailed(Phase.PREPARE, str(error)) from error
+            expect = fetching.expect if fetching is not None else None
+            streams = undo.enter_context(
+                Incoming(self._spec, accepted, memory, self._ledger, expect)
             )
-            self._answer(streams, arrival)
-            return arrival
+            return self._take_in(streams, hooks, fetching)
+
+    def _fetching(self, undo: ExitStack) -> Fetching | None:
+        """What gets pages after resume, if it may come to that; its file is the source's."""
+        if not self._spec.may_resume_early:
+            return None
+        file = None
+        if self._spec.resume_file:
+            file = undo.enter_context(ResumeFile.open(self._spec.resume_file, self._spec))
+        return Fetching(self.guest, file)
+
+    def _take_in(
+        self, streams: Incoming, hooks: DestinationHooks, fetching: Fetching | None
+    ) -> Arrival:
+        first, phase = streams.first, Phase.PREPARE
+        try:
+            first.send(pack(Kind.PREPARED))
+            phase = Phase.PRECOPY
+            last = streams.copy()
+            phase = Phase.SWITCHOVER
+            missing = streams.arrivals.missing
+            if fetching is not None and missing is not None:
+                fetching.prepare(missing)
+            layout.check(self.guest.memory, self._spec.guest.vcpus)
+            loaded_ns = time.monotonic_ns()
+            if self._spec.verify:
+                hooks.hold()
+            first.send(pack(Kind.LOADED, 0, last))
+            first.expect(Kind.RESUME)
+            phase = Phase.RESUME
+            self.guest.resume()
+        except (PeerError, WireError, TestbedError) as error:
+            raise MigrationFailed(phase, streams.fail(error)) from error
+        counters = self.guest.counters()
+        arrival = Arrival(
+            self.guest,
+            loaded_ns,
+            int(counters["resumed_at_ns"].max()),
+            int(counters["resume_gap_ns"].max()),
+            _opened(hooks),
+        )
+        self._answer(streams, arrival)
+        if fetching is not None and missing is not None:
+            try:
+                fetching.run(streams.streams)
+            except PostCopyFailed as error:
+                raise MigrationLost(Phase.PAGE_IN, str(error)) from error
+        return arrival
 
     def _answer(self, streams: Incoming, arrival: Arrival) -> None:
         """Tell the source; if it can't be told, it asks the lab."""

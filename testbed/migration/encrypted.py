@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from testbed.migration.specification import MigrationSpec
     from testbed.migration.vector import PageVector
 
+CIPHER = "AES-256-GCM"
 RECORD_BYTES = 256 << 10  # of what is sealed, at most; its plain and sealed form stay in the cache
 TAG_BYTES = 16
 _MOST_PARTS = 2  # a frame's header, and what follows it; more are small: one record for all

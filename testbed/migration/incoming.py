@@ -6,13 +6,21 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from testbed.migration import tcp_info
+from testbed.migration.charging import charge
+from testbed.migration.encrypted import proved
 from testbed.migration.helpers import StreamHelpers
 from testbed.migration.receiver import Arrivals, Receiver
 from testbed.migration.stream import PeerError, Stream, reason
 from testbed.migration.wire import Frame, WireError, pack_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from testbed.guest.memory import Memory
+    from testbed.ledger import Ledger
     from testbed.migration.acceptor import Accepted
     from testbed.migration.specification import MigrationSpec
 
@@ -20,13 +28,24 @@ if TYPE_CHECKING:
 class Incoming:
     """All connections of one migration. A context manager."""
 
-    def __init__(self, spec: MigrationSpec, accepted: list[Accepted], memory: Memory) -> None:
-        """They are its own from now on."""
-        self.arrivals = Arrivals(memory)
+    def __init__(
+        self,
+        spec: MigrationSpec,
+        accepted: list[Accepted],
+        memory: Memory,
+        ledger: Ledger | None = None,
+        expect: Callable[[NDArray[np.int64]], None] | None = None,
+    ) -> None:
+        """They are its own from now on.
+
+        What the bytes cost is charged to the ledger. `expect` makes ready for pages that come only
+        after resume; None: there may be none.
+        """
+        self.arrivals, self._expect = Arrivals(memory), expect
         with ExitStack() as undo:
             for one in accepted:
                 undo.callback(one.socket.close)
-            self.streams = [Stream(one.socket, spec.timeout_ns) for one in accepted]
+            self.streams = [proved(one.socket, spec, one.keys, at_source=False) for one in accepted]
             self._helpers = undo.enter_context(StreamHelpers(len(accepted)))
             self._undo = undo.pop_all()
         for number, stream in enumerate(self.streams):
@@ -34,6 +53,7 @@ class Incoming:
             stream.name = f"stream {number}: " if len(accepted) > 1 else ""
             # One that has done its part is silent until the slowest has: that is no sign of death.
             stream.moved = self._received_bytes
+            charge(stream, spec, ledger, self._undo)
 
     def __enter__(self) -> Incoming:
         return self
@@ -62,7 +82,8 @@ class Incoming:
         last: dict[int, Frame] = {}
 
         def job(number: int) -> None:
-            receiver = Receiver(self.streams[number], self.arrivals, first=number == 0)
+            first = number == 0
+            receiver = Receiver(self.streams[number], self.arrivals, self._expect, first=first)
             last[number] = receiver.copy()
 
         self._helpers.run(job, _nothing)

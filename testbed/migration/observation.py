@@ -11,6 +11,8 @@ from testbed.migration.convergence import transmit_rate_bps
 from testbed.report.result import Iteration, Sample
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from testbed.migration.outgoing import Outgoing
     from testbed.migration.phase import Phase
 
@@ -27,6 +29,31 @@ class Progress:
     pages_left: int
     dirty_rate_bytes_per_s: float
     pages_to_copy: int
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class SourceHooks:
+    """What the lab does at the source, and is told.
+
+    `cut` at the first instant of the stun, `uncut` when the guest runs on here after all;
+    `progress` about ten times a second; `cancelled` is asked about forty times a second.
+    `iterated` after each iteration while the guest runs, `stopping` once no other is to come.
+    """
+
+    cut: Callable[[], None] = _nothing
+    uncut: Callable[[], None] = _nothing
+    progress: Callable[[Progress], None] = _nothing
+    iterated: Callable[[Iteration], None] = _nothing
+    stopping: Callable[[], None] = _nothing
+    cancelled: Callable[[], bool] = _never
 
 
 class Observation:

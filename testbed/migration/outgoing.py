@@ -7,6 +7,8 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from testbed.migration import bitmap
+from testbed.migration.charging import charge
+from testbed.migration.encrypted import proved
 from testbed.migration.handshake import Offering
 from testbed.migration.helpers import StreamHelpers
 from testbed.migration.sender import Sender
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from testbed.guest.memory import Memory
+    from testbed.ledger import Ledger
+    from testbed.migration.handshake import Keys
     from testbed.migration.specification import MigrationSpec
     from testbed.report.result import StreamReport
 
@@ -34,9 +38,15 @@ class Outgoing:
     what is under way on all streams.
     """
 
-    def __init__(self, spec: MigrationSpec, memory: Memory, turn: Callable[[], None]) -> None:
-        """Not yet connected."""
-        self._spec, self._memory, self._turn = spec, memory, turn
+    def __init__(
+        self,
+        spec: MigrationSpec,
+        memory: Memory,
+        turn: Callable[[], None],
+        ledger: Ledger | None = None,
+    ) -> None:
+        """Not yet connected; what the bytes cost is charged to the ledger."""
+        self._spec, self._memory, self._turn, self._ledger = spec, memory, turn, ledger
         self._streams: dict[int, Stream] = {}
         self._senders: dict[int, Sender] = {}
         self._work = Work(0)
@@ -88,6 +98,14 @@ class Outgoing:
             sender.confirm(Kind.ENDED, iteration)
 
         self._helpers.run(job, self._turn)
+
+    def expect(self, pages: NDArray[np.int64], iteration: int) -> None:
+        """Before the stun, have the destination make ready for pages that come after resume.
+
+        Errors as for `copy`.
+        """
+        self._announce(Kind.EXPECT, pages)
+        self._senders[0].confirm(Kind.EXPECTED, iteration)
 
     def switch_over(
         self,
@@ -161,15 +179,18 @@ class Outgoing:
 
         own_turn = check if number else turn
         sock = connect(self._spec, number, own_turn)
-        stream = self._streams[number] = Stream(sock, self._spec.timeout_ns)
-        stream.turn = own_turn
-        stream.name = f"stream {number}: " if len(self._spec.connections) > 1 else ""
-        # LOADED waits for the slowest stream. One that breaks is given up by TCP itself.
-        stream.moved = self.acknowledged_bytes
+        plain = self._streams[number] = Stream(sock, self._spec.timeout_ns)
+        plain.turn = own_turn
+        plain.name = f"stream {number}: " if len(self._spec.connections) > 1 else ""
         try:
-            _prove(stream, Offering(self._spec, number))
+            keys = _prove(plain, Offering(self._spec, number))
         except PeerError as error:
             raise PeerError(f"the destination did not accept this migration ({error})") from error
+        stream = self._streams[number] = proved(sock, self._spec, keys, at_source=True)
+        stream.turn, stream.name = plain.turn, plain.name
+        # LOADED waits for the slowest stream. One that breaks is given up by TCP itself.
+        stream.moved = self.acknowledged_bytes
+        charge(stream, self._spec, self._ledger, self._undo)
         self._senders[number] = Sender(stream, self._memory, zero_pages=self._spec.zero_pages)
 
     def _close(self) -> None:
@@ -183,7 +204,7 @@ class Outgoing:
 
     def _announce(self, kind: Kind, pages: NDArray[np.int64]) -> None:
         began_ns = time.monotonic_ns()
-        compacted = self._spec.bitmap != "full"
+        compacted = self._spec.bitmap != "full" or kind is Kind.EXPECT
         encoding, data = bitmap.encode(pages, self._memory.page_count, compacted=compacted)
         self.first.send(pack(kind, encoding, len(data)), data)
         self.bitmap_ns = time.monotonic_ns() - began_ns
@@ -195,12 +216,13 @@ def _nothing() -> None:
     pass
 
 
-def _prove(stream: Stream, offering: Offering) -> None:
+def _prove(stream: Stream, offering: Offering) -> Keys:
     stream.send(offering.hello)
     while offering.wants:
         said = bytearray(offering.wants)
         stream.receive(said)
         if answer := offering.feed(said):
             stream.send(answer)
-    if not offering.done:
+    if offering.keys is None:
         raise PeerError(offering.refused)
+    return offering.keys

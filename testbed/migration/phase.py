@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from testbed.errors import MigrationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from testbed.report.result import EngineReport
 
 
@@ -20,6 +22,7 @@ class Phase(Enum):
     PRECOPY = "pre-copy"  # memory is copied while the guest runs
     SWITCHOVER = "switchover"  # the guest is stunned, the last pages are sent
     RESUME = "resume"  # the destination has been told to run the guest
+    PAGE_IN = "page-in"  # it runs there, and the pages that it lacks are sent
     COMPLETED = "completed"
     FAILED = "failed"
 
@@ -31,7 +34,8 @@ _NEXT = {
     Phase.PRECOPY: {Phase.SWITCHOVER, Phase.FAILED},
     Phase.SWITCHOVER: {Phase.RESUME, Phase.FAILED},
     # No way to FAILED: who owns the guest now is for the lab to find out (MigrationUncertain).
-    Phase.RESUME: {Phase.COMPLETED},
+    Phase.RESUME: {Phase.PAGE_IN, Phase.COMPLETED},
+    Phase.PAGE_IN: {Phase.COMPLETED},
     Phase.COMPLETED: set(),
     Phase.FAILED: set(),
 }
@@ -68,3 +72,27 @@ class MigrationUncertain(MigrationFailed):
     The source's guest stays suspended. Whoever can ask the destination, or end it, decides:
     `source.take_back` if the guest does not run there and never will, else power it off here.
     """
+
+
+class MigrationLost(MigrationFailed):
+    """The guest ran at the destination without all of its pages, and can't get them any more.
+
+    Nor may it go on at its source, where it would be as it was before: it has failed, and both ends
+    have to be powered off.
+    """
+
+
+def failure(phase: Phase, vm: str, cause: str, dead_vcpus: Sequence[int]) -> MigrationFailed:
+    """What a migration that failed in this phase raises at its source."""
+    if phase is Phase.PAGE_IN:
+        return MigrationLost(phase, cause, f"power {vm} off at both hosts, then on")
+    if dead_vcpus:
+        cause = f"vCPU {', '.join(map(str, dead_vcpus))} has died ({cause})"
+    if phase is Phase.RESUME:
+        return MigrationUncertain(
+            phase,
+            f"the destination was told to run {vm} and did not answer ({cause})",
+            "find out whether it runs there before it is resumed here",
+        )
+    remedy = f"{vm} has failed" if dead_vcpus else f"{vm} runs on at its source"
+    return MigrationFailed(phase, cause, remedy)

@@ -20,6 +20,8 @@ from testbed.migration.wire import (
 from testbed.migration.wire_pages import wire_pages
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from testbed.guest.memory import Memory
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from testbed.migration.wire import Frame
 
 _STAMPS = 255
+_BITMAPS = {Kind.BITMAP, Kind.EXPECT, Kind.MISSING}
 
 
 class Arrivals:
@@ -73,9 +76,20 @@ def stamp(iteration: int) -> int:
 class Receiver:
     """Receives pages into a memory that nobody else touches meanwhile."""
 
-    def __init__(self, stream: Stream, arrivals: Arrivals, *, first: bool = True) -> None:
-        """Of the first stream, or of another, which carries nothing but pages."""
+    def __init__(
+        self,
+        stream: Stream,
+        arrivals: Arrivals,
+        expect: Callable[[NDArray[np.int64]], None] | None = None,
+        *,
+        first: bool = True,
+    ) -> None:
+        """Of the first stream, or of another, which carries nothing but pages.
+
+        `expect` is told of pages that will come only after resume; None: there may be none.
+        """
         self._stream, self._arrivals, self._first = stream, arrivals, first
+        self._expect = expect
         self._page_count = arrivals.memory.page_count
         self._places = wire_pages(arrivals.memory)
         self._vector = PageVector(self._places.address)
@@ -109,7 +123,7 @@ class Receiver:
             elif frame.kind is Kind.SWITCHOVER:
                 self._check(frame)
                 return frame
-            elif frame.kind in {Kind.BITMAP, Kind.MISSING} and self._first:
+            elif frame.kind in _BITMAPS and self._first:
                 self._bitmap(frame)
             else:
                 raise WireError(f"{frame.kind.name} during the copy")
@@ -149,6 +163,11 @@ class Receiver:
         pages = bitmap.decode(frame.count, body, self._page_count)
         if frame.kind is Kind.BITMAP:
             self._arrivals.announced = pages
+        elif self._expect is None:
+            raise WireError(f"{frame.kind.name} in a migration whose pages all come before resume")
+        elif frame.kind is Kind.EXPECT:
+            self._expect(pages)
+            self._stream.send(pack(Kind.EXPECTED, 0, self._iteration))
         else:
             self._arrivals.missing = pages
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from testbed.errors import InputError
 from testbed.guest.specification import GuestSpec
 from testbed.guest.trace import TraceMode
 from testbed.migration.sdps import SdpsSpec
@@ -96,6 +95,15 @@ class MigrationSpec:
             raise ValueError("cycles per byte and per packet must not be below 0")
 
     @property
+    def may_resume_early(self) -> bool:
+        """Whether the guest may run before all of its pages are there.
+
+        Not if it is to be verified: it is held until both memories have been compared.
+        """
+        wanted = self.quick_resume or self.remaining_pages == "after resume"
+        return wanted and not self.verify
+
+    @property
     def connections(self) -> tuple[StreamSpec, ...]:
         """The streams, one at least; the first carries the control messages."""
         alone = StreamSpec(self.source_address, self.destination_address, self.source_device)
@@ -123,21 +131,3 @@ class MigrationSpec:
                 "sdps": sdps and SdpsSpec(**sdps),
             }
         )
-
-
-_UNBUILT = (
-    *("cycles_per_byte", "cycles_per_packet"),
-    *("remaining_pages", "sdps", "quick_resume", "encrypted", "downtime_limit_ns", "deadline_ns"),
-)
-
-
-def refuse_unbuilt(spec: MigrationSpec) -> None:
-    """Refuse what the engine would not do.
-
-    Raises:
-        InputError: a field is set whose mechanism is not built yet.
-    """
-    defaults = {one.name: one.default for one in fields(spec)}
-    for name in _UNBUILT:
-        if (value := getattr(spec, name)) != defaults[name]:
-            raise InputError(f"{name} {value!r}: the engine doesn't do this yet; leave it out")

@@ -5,7 +5,9 @@
     GATHER    count page numbers; then the pages' contents        later passes, up to 512
     ZERO      count runs (first page, pages) that are all zero    up to 512 pages
     BITMAP    the pages still to come; `value` bytes of it, encoded as `count` says
-    MISSING   as BITMAP: pages that come only after the guest runs
+    EXPECT    as BITMAP, before the stun: pages that will come only after the guest runs
+    EXPECTED  they may be missing
+    MISSING   as BITMAP: all pages that come only after the guest runs
     END       count pages were sent in iteration `value` on this stream
     ENDED     all of them are in the destination's memory
     SWITCHOVER as END, for the last iteration
@@ -14,8 +16,8 @@
     RESUMED   it runs; then `Resumed`
     ERROR     count bytes of text: I give up
 
-The handshake (handshake.py) comes before. PREPARED, BITMAP, MISSING, and all from LOADED to RESUMED
-go over the first stream only; the others carry pages.
+The handshake (handshake.py) comes before. Over other streams than the first go RUN, GATHER,
+ZERO, END, ENDED, SWITCHOVER and ERROR only. After RESUMED: post_copy_wire.py.
 Little-endian. Whoever receives a frame checks every length and page number before it uses it.
 """
 
@@ -60,6 +62,8 @@ class Kind(IntEnum):
     ZERO = 11
     BITMAP = 12
     MISSING = 13
+    EXPECT = 14
+    EXPECTED = 15
 
 
 _MOST = {

@@ -6,11 +6,13 @@ the name says `at_ns`; the machine has one clock, so both hosts' times compare.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from testbed.guest.trace import TraceReport  # noqa: TC001 - the store reads the types
 from testbed.report.felt import Felt  # noqa: TC001
+from testbed.report.hosts import HostReport  # noqa: TC001
+from testbed.report.post_copy import PostCopyReport  # noqa: TC001
 
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, SCHEMA_VERSION)
@@ -140,6 +142,7 @@ class EngineReport:
     guest's memory then. CPU times are of the two VMX processes, from the connection on.
     `trace` says what page tracing cost the guest, if it was asked for in a mode. `slowdowns` are
     SDPS's, none if it wasn't needed. `encryption` names the cipher of the streams; None: none.
+    `post_copy` tells of pages that came after the guest ran; None: all came before.
     """
 
     iterations: tuple[Iteration, ...]
@@ -156,6 +159,7 @@ class EngineReport:
     switchover: Switchover | None = None
     slowdowns: tuple[Slowdown, ...] = ()
     encryption: str | None = None
+    post_copy: PostCopyReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +222,9 @@ class MigrationResult:
     `path_goodput_bps` is the TCP payload that the path's slowest link can carry
     (testbed.measure.theory); None if no link of the path is shaped. `wires` are the lab's links
     with latency, `notices` what a reader has to know beside the figures. `felt` is what the guest
-    and its clients felt; None if nothing watched.
+    and its clients felt; None if nothing watched. `topology_files` are the texts of the files that
+    the topology names (traces, profiles), by their paths in it; `hosts` the source and the
+    destination, as they were modelled.
     """
 
     schema_version: int
@@ -244,6 +250,8 @@ class MigrationResult:
     wires: tuple[WireReport, ...] = ()
     notices: tuple[str, ...] = ()
     felt: Felt | None = None
+    topology_files: dict[str, str] = field(default_factory=dict)
+    hosts: tuple[HostReport, ...] = ()
 
     @property
     def invalid(self) -> str | None:

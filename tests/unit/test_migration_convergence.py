@@ -7,8 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.guest.specification import GuestSpec
-from testbed.migration.convergence import decide
-from testbed.migration.phase import Phase, enter
+from testbed.migration.convergence import decide, overdue, stun_ns
+from testbed.migration.phase import (
+    MigrationFailed,
+    MigrationLost,
+    MigrationUncertain,
+    Phase,
+    enter,
+    failure,
+)
+from testbed.migration.sdps import SdpsSpec
 from testbed.migration.specification import MigrationSpec
 from testbed.report.result import Iteration
 
@@ -49,6 +57,68 @@ def test_the_published_table():
 def test_the_published_table_stops_one_round_earlier_at_the_default_goal():
     iterations, decision = iterate(2048 * MB, 128 * MB, 32 * MB, spec())
     assert (iterations[-1].dirty_pages * 4096 // MB, decision.next) == (32, "switch over")
+
+
+def test_the_published_table_of_a_vm_of_24_gb():
+    """Facts row 43, at 10 Gb/s: 24 GB dirty 8, 8 dirty 3, 3 dirty 1; 1 GB left is copied, too."""
+    gb, rate = 10**9 // 4096, 10**10
+    iterations = []
+    for number, (pages, dirty) in enumerate([(24, 8), (8, 3), (3, 1), (1, 0.33)], -1):
+        size = pages * gb * 4096
+        duration_ns = size * 8 * 10**9 // rate
+        dirty_pages = round(dirty * gb)
+        iterations.append(
+            Iteration(number, pages * gb, size, size, 0, duration_ns, dirty_pages, False)
+        )
+        wanted = "copy" if number < 2 else "switch over"
+        assert decide(iterations, spec()).next == wanted
+    assert [it.number for it in iterations] == [-1, 0, 1, 2]
+    ratios = [it.transmit_to_dirty_percent for it in iterations]
+    assert [round(ratio) for ratio in ratios] == [300, 267, 300, 303]
+
+
+def test_t2d_is_what_is_transmitted_for_what_is_dirtied():
+    assert Iteration(0, 400, 0, 0, 0, 1, 100, False).transmit_to_dirty_percent == 400
+    assert Iteration(0, 400, 0, 0, 0, 1, 0, False).transmit_to_dirty_percent is None
+
+
+def slow_iterations():
+    """Twice: 100 MB/s sent, 90 MB/s dirtied."""
+    pages = 100 * MB // 4096
+    return [Iteration(n, pages, 100 * MB, 0, 0, 10**9, pages * 9 // 10, False) for n in (-1, 0)]
+
+
+def test_without_convergence_it_slows_down_or_resumes_early_or_fails():
+    slow = slow_iterations()
+    sdps = SdpsSpec(longest_sleep_ns=1000)
+    assert decide(slow, spec()).next == "fail"
+    assert decide(slow, spec(sdps=sdps)).next == "copy"
+    assert decide(slow, spec(sdps=sdps), 999).next == "copy"
+    assert decide(slow, spec(sdps=sdps), 1000).next == "fail"  # nothing more is to be done
+    assert decide(slow, spec(quick_resume=True)).next == "resume early"
+    assert decide(slow, spec(quick_resume=True, sdps=sdps), 10).next == "copy"
+    assert decide(slow, spec(quick_resume=True, verify=True)).next == "fail"
+    assert decide(slow, spec(sdps=sdps, max_iterations=2)).next == "fail"
+
+
+def test_the_downtime_limit_is_for_all_that_crosses_the_path_in_the_stun():
+    pages = 1 << 28  # 1 TiB at 10 GB/s
+    iteration = Iteration(-1, pages, pages * 4096, 0, 0, pages * 4096 // 10, 1000, False)
+    rest_ns = stun_ns([iteration], 1000, spec())
+    assert rest_ns == pytest.approx(1000 * 4096 / 10, rel=1e-6)
+    # 32 MB of bitmap (facts row 39) at 10 GB/s
+    full = spec(bitmap="full")
+    assert stun_ns([iteration], 1000, full) - rest_ns == pytest.approx((32 << 20) / 10, rel=1e-3)
+    assert stun_ns([iteration], 1000, spec(remaining_pages="after resume")) == 0
+    assert decide([iteration], full).next == "switch over"
+    assert decide([iteration], spec(bitmap="full", downtime_limit_ns=10**6)).next == "copy"
+    assert decide([iteration], spec(bitmap="compacted", downtime_limit_ns=10**6)).next != "copy"
+
+
+def test_a_deadline_passes():
+    assert not overdue(10**15, spec())
+    assert not overdue(10**9, spec(deadline_ns=10**9))
+    assert "1 s" in overdue(10**9 + 1, spec(deadline_ns=10**9))
 
 
 def test_a_guest_faster_than_the_path_fails_and_says_why():
@@ -94,6 +164,18 @@ def test_it_always_ends_and_never_switches_over_above_the_goal(size, rate, dirty
         reference = next((it for it in reversed(iterations) if it.pages >= 1024), iterations[0])
         rest_ns = last.dirty_pages * 4096 * 8e9 / reference.throughput_bps
         assert rest_ns <= goal_ns
+
+
+def test_a_guest_whose_pages_come_after_it_runs_cannot_fail_back():
+    assert enter(Phase.RESUME, Phase.COMPLETED) is Phase.COMPLETED
+    with pytest.raises(ValueError, match="cannot follow"):
+        enter(Phase.PAGE_IN, Phase.FAILED)
+    for phase, kind in (
+        (Phase.PRECOPY, MigrationFailed),
+        (Phase.RESUME, MigrationUncertain),
+        (Phase.PAGE_IN, MigrationLost),
+    ):
+        assert type(failure(phase, "db01", "a wire broke", ())) is kind
 
 
 def test_phases_follow_one_another_and_a_resumed_guest_cannot_fail():
