@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MTU = 9000
-A, B = "10.99.0.1", "10.99.0.2"
+A, B = "10.99.0.1", "10.99.0.2"  # of the first NIC, eth0; `addresses` has the others
 _CLONE_NEWNET = 0x40000000
 
 
@@ -48,41 +48,52 @@ def run(*words: str) -> str:
     return done.stdout
 
 
+def addresses(nic: int) -> tuple[str, str]:
+    """Those of the ends of a NIC, counted from 0."""
+    return f"10.99.{nic}.1", f"10.99.{nic}.2"
+
+
 @contextmanager
-def pair(rate_bps: int | None = None) -> Iterator[Pair]:
-    """A private pair with MTU 9000; both ends shaped by HTB if a rate is given."""
+def pair(rate_bps: int | None = None, nics: int = 1) -> Iterator[Pair]:
+    """A private pair with MTU 9000; both ends of each NIC shaped by HTB if a rate is given."""
     names = Pair(f"tb-bench-{os.getpid()}-a", f"tb-bench-{os.getpid()}-b")
     with ExitStack() as undo:
         for name in (names.a, names.b):
             run("ip", "netns", "add", name)
             undo.callback(run, "ip", "netns", "del", name)
-        run(
-            *("ip", "-n", names.a, "link", "add", "eth0", "mtu", str(MTU), "type", "veth"),
-            *("peer", "name", "eth0", "mtu", str(MTU), "netns", names.b),
-        )
-        for address, name in ((A, names.a), (B, names.b)):
-            run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "eth0")
             run("ip", "-n", name, "link", "set", "lo", "up")
-            run("ip", "-n", name, "link", "set", "eth0", "up")
-            # /sys shows the devices of the namespace that mounted it: ip netns exec does so.
-            script = (
-                # One CPU handles what each end receives, or veth reorders (kernel notes).
-                "echo 1 > /sys/class/net/eth0/queues/rx-0/rps_cpus;"
-                "echo 4096 131072 134217728 > /proc/sys/net/ipv4/tcp_rmem;"
-                "echo 4096 16384 134217728 > /proc/sys/net/ipv4/tcp_wmem"
-            )
-            run("ip", "netns", "exec", name, "sh", "-ec", script)
-            if rate_bps is not None:
-                _shape(name, rate_bps)
+        for nic in range(nics):
+            _add_nic(names, nic, rate_bps)
         yield names
 
 
-def _shape(netns: str, rate_bps: int) -> None:
+def _add_nic(names: Pair, nic: int, rate_bps: int | None) -> None:
+    device = f"eth{nic}"
+    run(
+        *("ip", "-n", names.a, "link", "add", device, "mtu", str(MTU), "type", "veth"),
+        *("peer", "name", device, "mtu", str(MTU), "netns", names.b),
+    )
+    for address, name in zip(addresses(nic), (names.a, names.b), strict=True):
+        run("ip", "-n", name, "address", "add", f"{address}/24", "dev", device)
+        run("ip", "-n", name, "link", "set", device, "up")
+        # /sys shows the devices of the namespace that mounted it: ip netns exec does so.
+        script = (
+            # One CPU handles what each end receives, or veth reorders (kernel notes).
+            f"echo 1 > /sys/class/net/{device}/queues/rx-0/rps_cpus;"
+            "echo 4096 131072 134217728 > /proc/sys/net/ipv4/tcp_rmem;"
+            "echo 4096 16384 134217728 > /proc/sys/net/ipv4/tcp_wmem"
+        )
+        run("ip", "netns", "exec", name, "sh", "-ec", script)
+        if rate_bps is not None:
+            _shape(name, device, rate_bps)
+
+
+def _shape(netns: str, device: str, rate_bps: int) -> None:
     tc = ("tc", "-n", netns)
     burst_bytes = max(65536, min(262144, rate_bps // 8 // 4000))
-    run(*tc, *["qdisc", "add", "dev", "eth0", "root", "handle", "1:", "htb", "default", "1"])
+    run(*tc, *["qdisc", "add", "dev", device, "root", "handle", "1:", "htb", "default", "1"])
     run(
-        *tc, *["class", "add", "dev", "eth0", "parent", "1:", "classid", "1:1", "htb"],
+        *tc, *["class", "add", "dev", device, "parent", "1:", "classid", "1:1", "htb"],
         *("rate", f"{rate_bps}bit", "ceil", f"{rate_bps}bit", "quantum", "65536"),
         *("burst", str(burst_bytes), "cburst", str(burst_bytes)),
     )  # fmt: skip
