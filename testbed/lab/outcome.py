@@ -12,6 +12,7 @@ from testbed.guest.workload_text import describe_workloads
 from testbed.lab.link_change import LinkChange
 from testbed.lab.path import find_path
 from testbed.plan.steps import Netns
+from testbed.report.hosts import host_report
 from testbed.report.result import SCHEMA_VERSION
 from testbed.units import format_duration, format_rate
 
@@ -93,6 +94,11 @@ def migration_result(
         "topology_file": estate.journal.topology_file,
         "topology_text": estate.journal.topology_text,
         "scale_divisor": estate.topology.scale.denominator,
+        "topology_files": estate.journal.traces,
+        "hosts": [
+            asdict(host_report(host.name, host.cores, host.mhz, host.profile))
+            for host in map(estate.topology.host, (step.host, request["to"]))
+        ],
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "mechanisms": {
             "rate": "HTB at each sending port, told rate x (MTU + 14) / (MTU + 38)",

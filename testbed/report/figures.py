@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.guest.trace import describe_mode
+from testbed.profiles import DEFAULT
 from testbed.report.felt import in_short
+from testbed.report.hosts import describe
 from testbed.units import format_byte_rate, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
@@ -141,6 +143,9 @@ def summary(result: MigrationResult) -> list[Figure]:
     if result.felt is not None and (text := in_short(result.felt)):
         measured = "its own counters, and its clients beside it"
         found.append(Figure("The guest felt", text, measured))
+    for host in result.hosts:
+        if host.profile != DEFAULT:
+            found.append(Figure(f"Host {host.name}", *describe(host, result.scale_divisor)))
     found += [_wire_figure(wire) for wire in result.wires]
     found += [Figure("Notice", notice, "from the topology") for notice in result.notices]
     return found

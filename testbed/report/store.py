@@ -162,7 +162,7 @@ def _record(kind: Any, found: Any, where: str) -> Any:
     hints = _hints(kind)
     if unknown := sorted(found.keys() - hints.keys()):
         raise ValueError(f"{where} has the unknown key {unknown[0]!r}")
-    required = {f.name for f in fields(kind) if f.default is MISSING}
+    required = {f.name for f in fields(kind) if f.default is f.default_factory is MISSING}
     if missing := sorted(required - found.keys()):
         raise ValueError(f"{where} lacks {missing[0]!r}")
     return kind(**{key: _value(hints[key], v, f"{where}.{key}") for key, v in found.items()})
