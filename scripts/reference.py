@@ -77,6 +77,33 @@ def schema_page(title: str, schema: dict[str, Any]) -> str:
     return "\n".join(part.rstrip() for part in parts) + "\n"
 
 
+def profiles_page() -> str:
+    """The keys of a profile, and what each generation has."""
+    from testbed import profiles
+    from testbed.profiles.keys import KEYS
+
+    parts = [MADE, "# Profiles of vMotion's generations\n"]
+    parts.append("`testbed profile NAME` says of each value how it is known.\n")
+    found = [profiles.load(name) for name in profiles.names()]
+    heads = [one.name for one in found]
+    for first in range(0, len(found), 6):
+        some = found[first : first + 6]
+        parts.append("| key | " + " | ".join(heads[first : first + 6]) + " |")
+        parts.append("|---" * (len(some) + 1) + "|")
+        for name, key in KEYS.items():
+            cells = " | ".join(key.show(getattr(one, key.field)) for one in some)
+            parts.append(f"| `{name}` | {cells} |")
+        parts.append("")
+    parts += [
+        "## Keys of a profile of your own\n",
+        "| key | such as | what it is |",
+        "|---|---|---|",
+    ]
+    parts.append("| `inherits` | `vsphere-7.0`, `ours.yaml` | the profile that says the rest |")
+    parts += [f"| `{name}` | `{key.example}` | {key.meaning} |" for name, key in KEYS.items()]
+    return "\n".join(parts) + "\n"
+
+
 def pages() -> dict[str, str]:
     """File names and texts."""
     from pydantic import TypeAdapter
@@ -88,6 +115,7 @@ def pages() -> dict[str, str]:
     return {
         "commands.md": commands_page(),
         "topology.md": schema_page("The topology file", topology.json_schema()),
+        "profiles.md": profiles_page(),
         "result.md": schema_page(
             "The result file of a migration", TypeAdapter(MigrationResult).json_schema()
         ),

@@ -32,8 +32,9 @@ def _schema() -> dict[str, Any]:
         "required": ["inherits"],
         "additionalProperties": False,
     }
-    name = {"anyOf": [{"enum": list(profiles.names())}, {"pattern": r"\.ya?ml$"}], "type": "string"}
-    return {"anyOf": [name, own], "examples": ["vsphere-7.0"]}
+    name = {"type": "string", "enum": list(profiles.names())}
+    path = {"type": "string", "pattern": r"\.ya?ml$"}
+    return {"anyOf": [name, path, own], "examples": ["vsphere-7.0"]}
 
 
 PROFILE = Leaf(_parse, _schema(), "a profile such as vsphere-7.0", takes_mapping=True)

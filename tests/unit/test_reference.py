@@ -16,7 +16,9 @@ def pages() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["commands.md", "topology.md", "result.md", "log-result.md"])
+@pytest.mark.parametrize(
+    "name", ["commands.md", "topology.md", "profiles.md", "result.md", "log-result.md"]
+)
 def test_the_page_is_up_to_date(name: str) -> None:
     written = Path("docs/reference", name).read_text(encoding="utf-8")
     assert written == pages()[name], "run .venv/bin/python scripts/reference.py"
