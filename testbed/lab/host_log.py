@@ -19,16 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from testbed.lab.directory import LabDirectory
-    from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
-    from testbed.plan.steps import PowerOn
+    from testbed.profiles import Profile
     from testbed.report.vmkernel_log import Form, Side
 
 MOST_LOG_BYTES = 4 << 20
 """Then a host's log begins anew, and the old one stands beside it once."""
 FOLLOW_S = 0.1
-EVENTS = ("iterated", "stopping")
-"""What a source's VMX says for the logs alone."""
 
 
 def log_file(directory: LabDirectory, host: str) -> Path:
@@ -102,29 +99,8 @@ class MoveLog:
                 )
 
 
-def begin(
-    estate: Estate, spec: Message, step: PowerOn, to: str, pids: tuple[int, int], *, started_ns: int
-) -> MoveLog:
-    """Begin to tell of a migration: of the VM of `step`, to a host, between VMXes of these pids."""
-    seen = Observed(
-        migration_id=spec["migration_id"],
-        vm=step.vm,
-        source=step.host,
-        destination=to,
-        source_address=spec["source_address"],
-        destination_address=spec["destination_address"],
-        memory_bytes=step.memory_bytes,
-        switchover_goal_ns=spec["switchover_goal_ns"],
-    )
-    ends: dict[Side, End] = {
-        "S": End(step.host, pids[0], _form(estate, step.host)),
-        "D": End(to, pids[1], _form(estate, to)),
-    }
-    return MoveLog(estate.directory, ends, seen, started_ns)
-
-
-def _form(estate: Estate, host: str) -> Form:
-    profile = estate.topology.host(host).profile
+def form(profile: Profile) -> Form:
+    """How a host with this profile writes, be it one's own that inherits."""
     given = (origin.given_by for origin in profile.sources.values())
     return form_of([profile.name, *given])
 

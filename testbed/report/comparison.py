@@ -57,6 +57,7 @@ def _nominal(seen: Observed, k: int) -> Observed:
         transmit_bytes_per_s=times(seen.transmit_bytes_per_s),
         stop_bytes_per_s=times(seen.stop_bytes_per_s),
         pages_left=times(seen.pages_left),
+        pages_after_resume=times(seen.pages_after_resume),
         iterations=tuple(
             replace(
                 it,
@@ -165,7 +166,7 @@ _FIGURES: tuple[tuple[str, Callable[[Observed], int | None], Callable[[int], str
         "Throughput of page-in",
         lambda seen: seen.page_in_bytes_per_s,
         rate_text,
-        "page contents sent while the guest stood still",
+        "page contents sent while the guest stood still, or after it ran",
     ),
     (
         "Throughput of all",
@@ -179,6 +180,12 @@ _FIGURES: tuple[tuple[str, Callable[[Observed], int | None], Callable[[int], str
         lambda seen: seen.pages_left,
         lambda value: f"{value:,}",
         "to send when pre-copy stopped",
+    ),
+    (
+        "Pages after resume",
+        lambda seen: seen.pages_after_resume,
+        lambda value: f"{value:,}",
+        "which the guest ran without at first (Quick Resume)",
     ),
     (
         "Rate when pre-copy stopped",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from testbed.report.result import EngineReport, MigrationResult
 
 LOG_SCHEMA_VERSION = 1
+STOPPED = ("switchover", "resume", "page-in")
+"""The phases after pre-copy."""
+PAGE_BYTES = 4096
 RATE_BYTES = 4 << 20
 """Rounds of less tell how long a round trip takes, not how fast the path is."""
 
@@ -27,8 +30,9 @@ class Observed:
     """One migration as its hosts' logs tell it; None is what they don't tell.
 
     `began` is UTC. `precopy_bytes_per_s` are page contents of all rounds while the guest ran /
-    their time, `page_in_bytes_per_s` those sent while it stood still, `transmit_bytes_per_s` all
-    of both from the first page to the last. When pre-copy stopped, `pages_left` were left for the
+    their time, `page_in_bytes_per_s` those sent while it stood still, or of the
+    `pages_after_resume` that came after it ran; `transmit_bytes_per_s` are all from the first page
+    to the last. When pre-copy stopped, `pages_left` were left for the
     switchover, at an estimate of `stop_bytes_per_s`, which was `transmit_to_dirty_percent` of the
     rate at which the guest dirtied distinct pages. `stun_ns` is how long the guest stood still,
     `total_ns` from the begin to the end on the host that tells it. `iterations` are told only by
@@ -52,6 +56,7 @@ class Observed:
     pages_left: int | None = None
     switchover_goal_ns: int | None = None
     transmit_to_dirty_percent: int | None = None
+    pages_after_resume: int | None = None
     stun_ns: int | None = None
     total_ns: int | None = None
     iterations: tuple[Iteration, ...] = ()
@@ -89,7 +94,7 @@ def observed(result: MigrationResult, migration_id: int | None = None) -> Observ
     )
     if engine is None:
         return known
-    reached = result.failure is None or result.failure.phase in ("switchover", "resume")
+    reached = result.failure is None or result.failure.phase in STOPPED
     return measured(known, engine, stopped=reached)
 
 
@@ -108,14 +113,18 @@ def measured(known: Observed, engine: EngineReport, *, stopped: bool) -> Observe
         if stopped:
             seen = stopping(seen, rounds)
     if stun is not None:
-        begin_ns = engine.iterations[0].at_ns
-        span_ns = max(1, stun.at_ns + stun.duration_ns - begin_ns)
+        span_ns = stun.at_ns + stun.duration_ns - engine.iterations[0].at_ns
         sent_bytes = sum(one.memory_bytes for one in engine.iterations)
-        seen = replace(
-            seen,
-            transmit_bytes_per_s=round(sent_bytes * 1e9 / span_ns),
-            page_in_bytes_per_s=round(stun.throughput_bps / 8),
-        )
+        seen = replace(seen, page_in_bytes_per_s=round(stun.throughput_bps / 8))
+        if (after := engine.post_copy) is not None:
+            late_bytes = after.pages_missing * PAGE_BYTES
+            span_ns, sent_bytes = span_ns + after.whole_ns, sent_bytes + late_bytes
+            seen = replace(
+                seen,
+                pages_after_resume=after.pages_missing,
+                page_in_bytes_per_s=round(late_bytes * 1e9 / max(1, after.whole_ns)),
+            )
+        seen = replace(seen, transmit_bytes_per_s=round(sent_bytes * 1e9 / max(1, span_ns)))
     return seen
 
 

@@ -264,6 +264,10 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Said]], ...] = (
         _of_iteration,
     ),
     (
+        _form(r"NUMBER pages came after the guest ran$"),
+        lambda found: Said({"pages_after_resume": int(found[1])}, arrived=True),
+    ),
+    (
         _form(r"running here, stunned for SECONDS s$"),
         lambda found: Said({"stun_ns": _ns(found[1])}, arrived=True),
     ),

@@ -149,19 +149,22 @@ def fits_goal(seen: Observed) -> bool:
 def _end(seen: Observed, world: int) -> Iterator[Entry]:
     moved = seen.migration_id
     stun = next((one for one in seen.iterations if one.stunned), None)
+    total_ns = seen.total_ns or 0
     if stun is not None and seen.page_in_bytes_per_s is not None:
         rate = _megabytes(seen.page_in_bytes_per_s)
         text = f"VMotionRecv: 1078: {moved} D: Estimated network bandwidth {rate} during page-in"
-        yield Entry("D", _end_ns(stun), text)
+        yield Entry("D", total_ns, text)
     if stun is not None and seen.transmit_bytes_per_s is not None:
         rate = _megabytes(seen.transmit_bytes_per_s)
         yield Entry(
             "S",
-            _end_ns(stun),
+            total_ns,
             f"VMotionSend: 2909: {moved} S: Sent all modified pages to destination "
             f"(network bandwidth ~{rate})",
         )
-    total_ns = seen.total_ns or 0
+    if seen.pages_after_resume is not None:
+        text = f"{seen.pages_after_resume} pages came after the guest ran"
+        yield Entry("D", total_ns, f"Testbed: {moved} D: {text}")
     if seen.stun_ns is not None:
         stunned = f"Testbed: {moved} D: running here, stunned for {_seconds(seen.stun_ns, 6)} s"
         yield Entry("D", total_ns, stunned)

@@ -8,9 +8,10 @@ import threading
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from testbed import profiles
 from testbed.lab import host_log
 from testbed.lab.directory import LabDirectory
-from testbed.lab.host_log import End, MoveLog, Tail, append, follow, log_file, read
+from testbed.lab.host_log import End, MoveLog, Tail, append, follow, form, log_file, read
 from testbed.report.observed import Observed, observed
 from testbed.report.vmkernel_parse import read_logs
 from tests.unit.test_report_page import ENGINE, FAILED, RESULT
@@ -104,6 +105,13 @@ def test_each_host_writes_in_its_own_form(tmp_path: Path) -> None:
     source, destination = (list(read(path)) for path in logs(log))
     assert all(" esx01 vmkernel: " in line for line in source)
     assert not any("vmkernel:" in line for line in destination)
+
+
+def test_one_s_own_profile_writes_as_what_it_inherits(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    for base, expected in (("esx-4.0", "syslog"), ("vsphere-5.5", "iso"), ("unlimited", "iso")):
+        mine.write_text(f"inherits: {base}\n")
+        assert form(profiles.load(str(mine))) == form(profiles.load(base)) == expected
 
 
 def test_a_log_that_cannot_be_written_harms_nothing(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from testbed.errors import InputError
 from testbed.report import vmkernel_parse
 from testbed.report.observed import Observed, observed
+from testbed.report.post_copy import PostCopyReport
 from testbed.report.result import Failure, Iteration
 from testbed.report.vmkernel_line import said
 from testbed.report.vmkernel_log import Host, entries, fits_goal, form_of, line, one_line
@@ -231,6 +232,7 @@ def migrations(draw: st.DrawFn) -> Observed:
             seen,
             transmit_bytes_per_s=draw(RATES),
             page_in_bytes_per_s=draw(RATES),
+            pages_after_resume=draw(st.none() | st.integers(0, 10**12)),
             stun_ns=draw(st.none() | TIMES),
         )
     return seen
@@ -320,6 +322,16 @@ def test_pages_beyond_the_goal_are_not_told_as_within_it() -> None:
         told = "\n".join(written(seen, form))
         assert "Stopping pre-copy" not in told
         assert "S: stopping pre-copy with 100 pages left, more than the switchover time" in told
+
+
+def test_pages_after_resume_count_where_they_were_sent() -> None:
+    # 100 MiB in 1 s after the 1.255 s of ENGINE
+    after = PostCopyReport(25600, 25000, 600, 0, 0, 2**27, 9, 9, 1, 1, 1, 0, 0, 10**9)
+    seen = observed(replace(RESULT, engine=replace(ENGINE, post_copy=after)), 7)
+    assert seen.pages_after_resume == 25600
+    assert seen.page_in_bytes_per_s == 100 << 20
+    sent_bytes = 2**30 + 2**28 + 409600 + (100 << 20)
+    assert seen.transmit_bytes_per_s == pytest.approx(sent_bytes / 2.255, rel=1e-6)
 
 
 def test_newer_hosts_begin_lines_by_iso_times() -> None:
