@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,20 +11,31 @@ import pytest
 from testbed.guest.specification import GuestSpec
 from testbed.guest.workloads import Writer
 from testbed.migration.specification import StreamSpec
-from tests.kernel import test_migration_engine as engine
-from tests.kernel.test_migration_engine import A, B, destination, memory_of, source
+from tests.kernel import migration_pair
+from tests.kernel.migration_pair import A, B, destination, joined, memory_of, source, starting
 
 pytestmark = pytest.mark.root
-namespaces, start = engine.namespaces, engine.start
 
 MIB = 1 << 20
 GUEST = GuestSpec("vm", 16 * MIB, 2, (Writer("uniform", 4 * 10**6, 8 * MIB),), seed=11)
 ETH_P_IP = 0x0800
 
 
+@pytest.fixture(scope="module")
+def namespaces():
+    with joined() as names:
+        yield names
+
+
+@pytest.fixture
+def start(namespaces):
+    with starting(namespaces) as at:
+        yield at
+
+
 def moved(start, *, encrypted, count=1):
     """The guest moves, verified while both ends stand still; what a stranger saw of the wire."""
-    spec = engine.specification(
+    spec = migration_pair.specification(
         guest=GUEST,
         switchover_goal_ns=500_000_000,
         verify=True,
@@ -79,3 +91,23 @@ def test_the_same_in_plain_shows_it(start):
     """So the stranger of the other test looks at the right place."""
     _, _, found = moved(start, encrypted=False)
     assert np.mean(found) > 0.1
+
+
+@pytest.mark.needs_feature("pagemap_scan")
+def test_pages_that_come_after_resume_are_sealed_too(start, tmp_path):
+    spec = migration_pair.specification(
+        guest=replace(GUEST, workloads=(Writer("uniform", 100 * 10**6, 8 * MIB),)),
+        encrypted=True,
+        remaining_pages="after resume",
+        resume_file=str(tmp_path / "vm.resume"),
+        switchover_goal_ns=10**9,
+        streams=(StreamSpec(A, B),) * 2,
+    )
+    there, here = start(1, destination(spec)), start(0, source(spec))
+    there.told()
+    here.told()
+    here.go()
+    report, *_ = here.told(60)
+    there.told()
+    assert report.post_copy.pages_missing > 0
+    assert not report.post_copy.file_used
