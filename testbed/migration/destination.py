@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from testbed.errors import TestbedError
 from testbed.guest import layout
 from testbed.guest.machine import Guest
+from testbed.migration import swap_bitmap
 from testbed.migration.charging import check_ledger
 from testbed.migration.incoming import Incoming
 from testbed.migration.listening import Listening
@@ -17,7 +18,7 @@ from testbed.migration.pauses import no_garbage_collection
 from testbed.migration.phase import MigrationFailed, MigrationLost, Phase
 from testbed.migration.post_copy import Fetching, PostCopyFailed, ResumeFile
 from testbed.migration.stream import PeerError
-from testbed.migration.wire import Kind, Resumed, WireError, pack, pack_resumed
+from testbed.migration.wire import HEADER_BYTES, Kind, Resumed, WireError, pack, pack_resumed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,6 +170,7 @@ class Destination:
             first.send(pack(Kind.LOADED, 0, last))
             first.expect(Kind.RESUME)
             phase = Phase.RESUME
+            swap_bitmap.take_over(self.guest.memory)
             self.guest.resume()
         except (PeerError, WireError, TestbedError) as error:
             raise MigrationFailed(phase, streams.fail(error)) from error
@@ -180,30 +182,31 @@ class Destination:
             int(counters["resume_gap_ns"].max()),
             _opened(hooks),
         )
-        self._answer(streams, arrival)
-        if fetching is not None and missing is not None:
+        early = missing is not None
+        self._answer(streams, arrival, fetching if early else None)
+        if fetching is not None and early:
             try:
                 fetching.run(streams.streams)
             except PostCopyFailed as error:
                 raise MigrationLost(Phase.PAGE_IN, str(error)) from error
         return arrival
 
-    def _answer(self, streams: Incoming, arrival: Arrival) -> None:
-        """Tell the source; if it can't be told, it asks the lab."""
+    def _answer(self, streams: Incoming, arrival: Arrival, fetching: Fetching | None) -> None:
+        """Tell the source; if it can't be told, it looks into the file, or asks the lab."""
         receive_buffer = max(stream.receive_buffer_bytes() for stream in streams.streams)
         cpu_ns = time.process_time_ns() - self._cpu_ns
+        resumed = Resumed(
+            arrival.loaded_ns,
+            arrival.resumed_ns,
+            arrival.guest_gap_ns,
+            cpu_ns,
+            receive_buffer,
+        )
+        data = pack_resumed(resumed)
+        if fetching is not None:
+            fetching.tell_running(data[HEADER_BYTES:])
         with suppress(PeerError):
-            streams.first.send(
-                pack_resumed(
-                    Resumed(
-                        arrival.loaded_ns,
-                        arrival.resumed_ns,
-                        arrival.guest_gap_ns,
-                        cpu_ns,
-                        receive_buffer,
-                    )
-                )
-            )
+            streams.first.send(data)
 
 
 def _opened(hooks: DestinationHooks) -> str:

@@ -7,12 +7,13 @@ Both ends keep to this order:
     suspend the guest
     tell which pages are missing                  Fetching.prepare(missing)
     RESUME                                        resume the guest
-                                                  RESUMED
+                                                  Fetching.tell_running(body), RESUMED
     Serving(...).run(): the report                Fetching.run(streams)
     power the guest off
 
-From RESUMED on the guest is the destination's: if either end is lost before `run` returns, the
-guest has failed (`PostCopyFailed`).
+If the network fails before RESUMED came, `ResumeFile.said_running` has its body. From RESUMED
+on the guest is the destination's: if either end is lost before `run` returns, it has failed
+(`PostCopyFailed`).
 """
 
 from __future__ import annotations

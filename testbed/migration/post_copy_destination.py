@@ -53,8 +53,8 @@ def _nothing() -> None:
 class Fetching:
     """Makes a guest ready to run without some pages, and gets it these once it runs.
 
-    `expect` any number of times before the stun, `prepare` within it, then the guest is resumed,
-    and then `run`. From `prepare` on a guest that fails must be powered off, never run on.
+    `expect` any number of times before the stun, `prepare` within it; once the guest is resumed
+    `tell_running`, and `run`. From `prepare` on a guest that fails must be powered off.
     """
 
     def __init__(
@@ -98,6 +98,12 @@ class Fetching:
         self._known[missing] = True
         self._count = len(missing)
         self._install_ns = time.monotonic_ns() - began_ns
+
+    def tell_running(self, body: bytes) -> None:
+        """The guest runs: leave word of it in the file, as the network may fail right now."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.tell(State.RUNNING, body)
 
     def run(self, streams: Sequence[Stream]) -> Fetched:
         """Fetch until the guest is whole, then make it one that can be migrated again.

@@ -34,6 +34,7 @@ _CARD_BYTES = 4096
 _TEXT_BYTES = _CARD_BYTES - RECORD_BYTES
 FILE_BYTES = 2 * _CARD_BYTES + SLOTS * (2 * RECORD_BYTES + PAGE_BYTES)  # 2.0 MB
 _BEAT_NS = 100_000_000
+_RUNNING_NS, _POLL_S = 2_000_000_000, 0.005
 
 
 class State(IntEnum):
@@ -43,6 +44,7 @@ class State(IntEnum):
     FALLEN_BACK = 2  # it has failed: go on through the file
     WHOLE = 3  # all pages are at the destination
     FAILED = 4  # this end gave up
+    RUNNING = 5  # the guest runs at the destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,20 @@ class ResumeFile:
 
     def fall_back(self) -> None:
         """Say that the network has failed; from now on the other end has to show that it lives."""
-        self.tell(State.FALLEN_BACK)
+        self.tell(State.FALLEN_BACK, self._card.body)
         self._heard_ns = time.monotonic_ns()
+
+    def said_running(self) -> bytes | None:
+        """What the destination wrote when its guest ran; None if it doesn't for two seconds.
+
+        To be asked when the network has failed: usually it has been there for long.
+        """
+        deadline_ns = time.monotonic_ns() + _RUNNING_NS
+        while (card := self.peer()) is None or card.state not in {State.RUNNING, State.FALLEN_BACK}:
+            if time.monotonic_ns() > deadline_ns:
+                return None
+            time.sleep(_POLL_S)
+        return card.body
 
     def live(self) -> Card:
         """Show that this end lives, if it is time for that; the other end's card.

@@ -49,6 +49,7 @@ class Stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._header = bytearray(HEADER_BYTES)
         self._fd = sock.fileno()
+        self._addresses = _addresses(sock)  # a connection that has failed has none
 
     def close(self) -> None:
         """Close the socket."""
@@ -206,8 +207,8 @@ class Stream:
         info = tcp_info.read(self.socket)
         name = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         return StreamReport(
-            source_address=self.socket.getsockname()[0],
-            destination_address=self.socket.getpeername()[0],
+            source_address=self._addresses[0],
+            destination_address=self._addresses[1],
             congestion_control=name.split(b"\0")[0].decode(),
             mss_bytes=info.mss_bytes,
             retransmitted_segments=info.retransmitted_segments,
@@ -228,6 +229,13 @@ def reason(error: Exception, streams: Iterable[Stream]) -> str:
     if not isinstance(error, PeerError) or isinstance(error, GaveUpError):
         return str(error)
     return next(filter(None, (stream.last_words() for stream in streams)), str(error))
+
+
+def _addresses(sock: socket.socket) -> tuple[str, str]:
+    try:
+        return str(sock.getsockname()[0]), str(sock.getpeername()[0])
+    except (OSError, IndexError):  # gone already, or a Unix socket, whose names are empty
+        return "", ""
 
 
 def _no_turn() -> None:

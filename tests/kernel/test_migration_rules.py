@@ -8,12 +8,15 @@ from testbed.guest.machine import Guest
 from testbed.guest.specification import GuestSpec
 from testbed.guest.workloads import Writer
 from testbed.ledger import Ledger
+from testbed.migration.destination import Destination, DestinationHooks
 from testbed.migration.phase import MigrationFailed, MigrationLost, Phase
 from testbed.migration.sdps import SdpsSpec
 from testbed.migration.source import SourceHooks, migrate
 from tests.kernel.migration_pair import (
+    advances,
     destination,
     joined,
+    run,
     slow,
     source,
     specification,
@@ -119,6 +122,30 @@ def test_a_guest_runs_there_before_its_last_pages_came(start, namespaces, tmp_pa
     assert report.iterations[-1].pages < 100
     assert not report.post_copy.file_used
     assert not (tmp_path / "vm.resume").exists()
+
+
+def test_a_network_that_fails_as_the_guest_resumes_is_got_round(start, namespaces, tmp_path):
+    """The source never hears that the guest runs there, but finds it in the Quick Resume file."""
+    changes = {"remaining_pages": "after resume", "resume_file": str(tmp_path / "vm.resume")}
+    spec = specification(guest=BUSY, switchover_goal_ns=10**9, timeout_ns=10**9, **changes)
+
+    def work(tell, told):
+        def cut():
+            run("ip", "-n", namespaces[1], "link", "set", "eth0", "down")
+
+        with Destination(spec) as there:
+            tell("listening")
+            with there.receive(DestinationHooks(open=cut)).guest as guest:
+                return advances(guest)
+
+    there, here = start(1, work), start(0, source(spec))
+    there.told()
+    here.told()
+    here.go()
+    report, *_ = here.told()
+    assert there.told() == ("end", True)
+    assert report.post_copy.pages_through_file == report.post_copy.pages_missing > 100
+    assert report.stun_ns < report.total_ns
 
 
 @pytest.mark.needs_feature("pagemap_scan")

@@ -179,6 +179,16 @@ def test_ends_hear_each_other(ends, monkeypatch):
         destination.live()
 
 
+def test_a_source_finds_out_that_the_guest_runs(ends, monkeypatch):
+    source, destination = ends
+    monkeypatch.setattr(resume_file, "_RUNNING_NS", 10_000_000)
+    assert source.said_running() is None
+    destination.tell(State.RUNNING, b"since then")
+    assert source.said_running() == b"since then"
+    destination.fall_back()  # which it may do before the source looks
+    assert source.said_running() == b"since then"
+
+
 def test_files_that_are_not_this_migrations_are_refused(tmp_path):
     path = tmp_path / "vm.resume"
     with pytest.raises(KernelError, match="No such file"):
