@@ -16,7 +16,6 @@ from testbed.guest.bytemap import BytemapTracker, make_bytemap
 from testbed.guest.pagemap import PagemapTracker
 from testbed.guest.program import encode
 from testbed.guest.run_block import CLAIM, GO, RUNNING, STOP, STOPPED, RunBlock
-from testbed.guest.swap import OvercommittedMemory
 from testbed.guest.tasks.build import check_tasks, fill_key, filled, regions
 from testbed.guest.tracing import TracedTracker
 from testbed.guest.vcpu_processes import VcpuProcesses, check_affinity
@@ -46,8 +45,6 @@ class Guest:
         spec: GuestSpec,
         vcpu_setup: Callable[[], None] | None = None,
         tracking: TrackingName | None = None,
-        *,
-        arriving: bool = False,
     ) -> None:
         """Make the memory, zeroed, and the vCPU processes, which wait; see `create_masked`."""
         regions(spec)
@@ -57,15 +54,13 @@ class Guest:
         """What it does now: `spec` with the workloads that it was switched to."""
         self.tracking: TrackingName = tracking_for(spec, tracking)
         with ExitStack() as undo:
-            self.memory = open_memory(spec, arriving=arriving)
+            self.memory = open_memory(spec)
             undo.callback(self.memory.close)
             self._written: Bytemap | None = None
             self._written_fd: int | None = None
             if self.tracking == "bytemap":
                 self._written_fd, self._written = make_bytemap(self.memory.page_count)
                 undo.callback(os.close, self._written_fd)
-                if isinstance(self.memory, OvercommittedMemory):
-                    self.memory.written = self._written
             check_tasks(spec, self.memory)
             self._block = RunBlock(spec.vcpus)
             undo.callback(self._block.close)
@@ -123,10 +118,9 @@ class Guest:
     ) -> Guest:
         """Make a VM that only waits: memory populated, vCPU processes forked and mapped.
 
-        Nothing writes its memory before `resume`, and its swap file, if any, is its source's until
-        it is taken over. Arguments and errors as for `power_on`.
+        Nothing writes its memory before `resume`. Arguments and errors as for `power_on`.
         """
-        return cls(spec, vcpu_setup, tracking, arriving=True)
+        return cls(spec, vcpu_setup, tracking)
 
     # -- run and stop ---------------------------------------------------------------------
 
