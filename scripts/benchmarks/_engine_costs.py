@@ -96,9 +96,7 @@ def _tell(names: Pair, pages: NDArray[np.int64], *, compacted: bool) -> tuple[in
         (accepted,) = listening.accept(spec)
         stream = Stream(accepted.socket, spec.timeout_ns)
         frame = stream.expect(Kind.BITMAP)
-        body = bytearray(frame.value)
-        stream.receive(body)
-        told = bitmap.decode(frame.count, body, _PAGES)
+        told = bitmap.decode_parts(frame.count, frame.value, _PAGES, stream.receive)
         ended_ns = time.monotonic_ns()
         if not np.array_equal(told, pages):
             raise RuntimeError("other pages came")
@@ -116,8 +114,10 @@ def _tell(names: Pair, pages: NDArray[np.int64], *, compacted: bool) -> tuple[in
             os.read(ready_read, 1)
             stream = _connected(spec)
             began_ns = time.monotonic_ns()
-            encoding, data = bitmap.encode(pages, _PAGES, compacted=compacted)
-            stream.send(pack(Kind.BITMAP, encoding, len(data)), data)
+            encoding, size_bytes, parts = bitmap.encode_parts(pages, _PAGES, compacted=compacted)
+            stream.send(pack(Kind.BITMAP, encoding, size_bytes))
+            for part in parts:
+                stream.send(part)
             os.write(began_write, str(began_ns).encode())
 
         with child(destination), child(source):

@@ -16,8 +16,11 @@ import numpy as np
 from testbed.migration.wire import WireError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from numpy.typing import NDArray
 
+_PART_BYTES = 1 << 20
 _LONGEST = 5  # bytes of a number: 2^35 pages are 128 TiB
 _SET_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 
@@ -37,49 +40,96 @@ def most_bytes(page_count: int) -> int:
 def encode(
     pages: NDArray[np.int64], page_count: int, *, compacted: bool
 ) -> tuple[Encoding, memoryview]:
-    """These pages, ascending, each once, told of a memory of so many.
-
-    Compacted is what is shorter: where hardly two neighbours are alike, that is the full one.
-    """
-    if compacted:
-        short = _encode_runs(pages)
-        if len(short) < most_bytes(page_count):
-            return Encoding.COMPACTED, short.data
-    return Encoding.FULL, _encode_bits(pages, page_count).data
+    """As `encode_parts`, in one piece."""
+    encoding, _, parts = encode_parts(pages, page_count, compacted=compacted)
+    return encoding, memoryview(b"".join(bytes(part) for part in parts))
 
 
 def decode(encoding: int, data: bytes | bytearray, page_count: int) -> NDArray[np.int64]:
-    """The pages that a bitmap of so many tells of, ascending.
+    """As `decode_parts`, of what is here already.
 
     Raises:
         WireError: it is no bitmap of so many pages.
     """
-    octets = np.frombuffer(data, np.uint8)
+    left = memoryview(data)
+
+    def receive(into: memoryview) -> None:
+        nonlocal left
+        into[:], left = left[: len(into)], left[len(into) :]
+
+    return decode_parts(encoding, len(data), page_count, receive)
+
+
+def encode_parts(
+    pages: NDArray[np.int64], page_count: int, *, compacted: bool
+) -> tuple[Encoding, int, Iterable[memoryview]]:
+    """These pages, ascending, each once, told of a memory of so many.
+
+    Compacted is what is shorter: where hardly two neighbours are alike, that is the full one.
+
+    Returns:
+        How it is told, its bytes, and these in parts: each is to be used before the next is taken.
+    """
+    if compacted:
+        short = _encode_runs(pages)
+        if len(short) < most_bytes(page_count):
+            return Encoding.COMPACTED, len(short), [short.data]
+    return Encoding.FULL, -(-page_count // 8), _full_parts(pages, page_count)
+
+
+def decode_parts(
+    encoding: int, size_bytes: int, page_count: int, receive: Callable[[memoryview], None]
+) -> NDArray[np.int64]:
+    """The pages that a bitmap of so many tells of, ascending; `receive` fills what it is given.
+
+    Raises:
+        WireError: it is no bitmap of so many pages.
+    """
     if encoding == Encoding.FULL:
-        pages = _decode_bits(octets, page_count)
-    elif encoding == Encoding.COMPACTED:
-        pages = _decode_runs(octets, page_count)
-    else:
+        if size_bytes != -(-page_count // 8):
+            raise WireError(f"full bitmap of {size_bytes} bytes for {page_count} pages")
+        return _decode_bits(page_count, receive)
+    if encoding != Encoding.COMPACTED:
         raise WireError(f"bitmap of unknown encoding {encoding}")
-    return pages
+    if not 0 <= size_bytes <= most_bytes(page_count):
+        raise WireError(f"compacted bitmap of {size_bytes} bytes for {page_count} pages")
+    octets = np.empty(size_bytes, np.uint8)
+    if size_bytes:
+        receive(octets.data)
+    return _decode_runs(octets, page_count)
 
 
-def _encode_bits(pages: NDArray[np.int64], page_count: int) -> NDArray[np.uint8]:
-    bits = np.zeros(-(-page_count // 8), np.uint8)
-    if len(pages):
-        places = pages >> 3
+def _full_parts(pages: NDArray[np.int64], page_count: int) -> Iterator[memoryview]:
+    """Part by part: a VM of 24 TB has 768 MB of it, which nobody should have to make first."""
+    size_bytes = -(-page_count // 8)
+    bits = np.zeros(min(_PART_BYTES, size_bytes), np.uint8)
+    for first in range(0, size_bytes, _PART_BYTES):
+        part = bits[: size_bytes - first]
+        begin, end = np.searchsorted(pages, (first * 8, (first + len(part)) * 8))
+        own = pages[begin:end] - first * 8
+        places = own >> 3
         starts = np.flatnonzero(np.diff(places, prepend=-1))
-        values = np.left_shift(1, pages & 7).astype(np.uint8)
-        bits[places[starts]] = np.bitwise_or.reduceat(values, starts)
-    return bits
+        if len(starts):
+            values = np.left_shift(1, own & 7).astype(np.uint8)
+            part[places[starts]] = np.bitwise_or.reduceat(values, starts)
+        yield part.data
+        part[places] = 0
 
 
-def _decode_bits(bits: NDArray[np.uint8], page_count: int) -> NDArray[np.int64]:
-    if len(bits) != -(-page_count // 8):
-        raise WireError(f"full bitmap of {len(bits)} bytes for {page_count} pages")
-    places = np.flatnonzero(bits)  # few have any bit set
-    rows, columns = np.nonzero(_SET_BITS[bits[places]])
-    pages: NDArray[np.int64] = places[rows] * 8 + columns
+def _decode_bits(page_count: int, receive: Callable[[memoryview], None]) -> NDArray[np.int64]:
+    size_bytes = -(-page_count // 8)
+    words = np.empty(-(-min(_PART_BYTES, size_bytes) // 8), np.uint64)
+    bits = words.view(np.uint8)
+    found = [np.empty(0, np.int64)]
+    for first in range(0, size_bytes, _PART_BYTES):
+        count = min(_PART_BYTES, size_bytes - first)
+        bits[count:] = 0
+        receive(bits[:count].data)
+        (where,) = np.nonzero(words)  # few have any bit set
+        if len(where):
+            rows, columns = np.nonzero(_SET_BITS[bits.reshape(-1, 8)[where]].reshape(-1, 64))
+            found.append(first * 8 + where[rows] * 64 + columns)
+    pages = np.concatenate(found)
     if len(pages) and pages[-1] >= page_count:
         raise WireError(f"bitmap of page {pages[-1]} of {page_count}")
     return pages

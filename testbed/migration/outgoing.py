@@ -205,10 +205,13 @@ class Outgoing:
     def _announce(self, kind: Kind, pages: NDArray[np.int64]) -> None:
         began_ns = time.monotonic_ns()
         compacted = self._spec.bitmap != "full" or kind is Kind.EXPECT
-        encoding, data = bitmap.encode(pages, self._memory.page_count, compacted=compacted)
-        self.first.send(pack(kind, encoding, len(data)), data)
+        pages_in_all = self._memory.page_count
+        encoding, size_bytes, parts = bitmap.encode_parts(pages, pages_in_all, compacted=compacted)
+        self.first.send(pack(kind, encoding, size_bytes))
+        for part in parts:
+            self.first.send(part)
         self.bitmap_ns = time.monotonic_ns() - began_ns
-        self.bitmap_bytes = len(data)
+        self.bitmap_bytes = size_bytes
         self.bitmap_encoding = "full" if encoding is bitmap.Encoding.FULL else "compacted"
 
 
