@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from testbed.guest.trace import describe_mode
 from testbed.profiles import DEFAULT
 from testbed.report.felt import in_short
 from testbed.report.hosts import describe
+from testbed.report.switchover_figures import switchover_rows
 from testbed.units import format_byte_rate, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
     from testbed.guest.trace import TraceReport
     from testbed.report.result import EngineReport, Iteration, MigrationResult, WireReport
 
-COLUMNS = ("Phase", "Pages", "Size", "Duration", "Throughput", "Dirty pages", "Dirty rate")
+COLUMNS = ("Phase", "Pages", "Size", "Duration", "Throughput", "Dirty pages", "Dirty rate", "t2d")
 MOST_POINTS = 240
 """Points of a chart: more than one per three pixels shows noise, not the course."""
 
@@ -106,7 +108,7 @@ def nominal(result: MigrationResult, value: float, text: str, unit: str) -> str:
 def iteration_cells(result: MigrationResult, iteration: Iteration) -> tuple[str, ...]:
     """One row of the table of iterations, as text."""
     size, rate = iteration.memory_bytes, iteration.throughput_bps
-    dirty = iteration.dirty_rate_bytes_per_s
+    dirty, ratio = iteration.dirty_rate_bytes_per_s, iteration.transmit_to_dirty_percent
     # With --verify the comparison falls into the last one: its time says nothing.
     held = iteration.stunned and result.verification is not None
     return (
@@ -117,6 +119,7 @@ def iteration_cells(result: MigrationResult, iteration: Iteration) -> tuple[str,
         "-" if held else nominal(result, rate, format_rate(rate), "rate"),
         "-" if iteration.stunned else f"{iteration.dirty_pages:,}",
         "-" if iteration.stunned else nominal(result, dirty, format_byte_rate(dirty), "byte rate"),
+        "-" if ratio is None else f"{ratio:,.0f} %",
     )
 
 
@@ -206,6 +209,7 @@ def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figur
             held if engine.guest_gap_ns is None else format_duration(engine.guest_gap_ns),
             "the guest's own heartbeat: last at the source to first at the destination",
         ),
+        *starmap(Figure, switchover_rows(engine, result.switchover_goal_ns)),
         *_trace_figures(engine.trace),
         Figure(
             "Throughput while copying",

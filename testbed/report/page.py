@@ -15,7 +15,7 @@ from testbed.report.files import write_whole
 from testbed.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from testbed.report.result import EngineReport, MigrationResult
+    from testbed.report.result import EngineReport, MigrationResult, StreamReport
 
 TILES = ("Total time", "Throughput while copying", "Stun", "Verification")
 
@@ -110,13 +110,18 @@ def _tables(result: MigrationResult) -> list[str]:
 
 
 def _streams(engine: EngineReport) -> str:
-    heads = ("From", "To", "Congestion control", "MSS", "Retransmitted", "RTT", "Buffers")
+    heads = (
+        *("From", "To", "Congestion control", "MSS", "Sent", "Most in flight", "Retransmitted"),
+        *("RTT", "Buffers"),
+    )
     rows = [
         (
             stream.source_address,
             stream.destination_address,
             stream.congestion_control,
             f"{stream.mss_bytes} B",
+            format_size(stream.bytes) if stream.bytes else "-",
+            _in_flight(stream),
             f"{stream.retransmitted_segments:,}",
             format_duration(stream.rtt_ns),
             f"{format_size(stream.send_buffer_bytes)}, {format_size(stream.receive_buffer_bytes)}",
@@ -124,6 +129,13 @@ def _streams(engine: EngineReport) -> str:
         for stream in engine.streams
     ]
     return table(heads, rows)
+
+
+def _in_flight(stream: StreamReport) -> str:
+    if not stream.bytes:
+        return "-"
+    window = "" if stream.window_bytes is None else f" of {stream.window_bytes:,}"
+    return f"{stream.most_in_flight_bytes:,}{window} B"
 
 
 def _input(result: MigrationResult) -> list[str]:

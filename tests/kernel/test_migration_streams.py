@@ -137,7 +137,7 @@ def moved(spec, names, rounds=2):
 
 
 def test_every_path_carries_its_share_and_memory_is_whole():
-    with paths(50 * 10**6, 50 * 10**6) as names:
+    with paths(150 * 10**6, 150 * 10**6) as names:
         spec = specification(0, 1, bitmap="compacted", zero_pages=True)
         _, reports, bitmap_bytes = moved(spec, names)
         assert [at for at, *_ in reports] == [address(0, 0), address(0, 1)]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.guest.memory import GuestMemory
+from testbed.guest.synthetic import SyntheticMemory
 from testbed.migration import wire
 from testbed.migration.receiver import Arrivals, Receiver, stamp
 from testbed.migration.sender import Sender
@@ -172,6 +173,27 @@ def test_zero_pages_are_told_and_take_the_place_of_what_was_there(streams, memor
     sender.end(Kind.SWITCHOVER, 0)
     assert isinstance(received(), wire.Frame)
     assert (a.words == b.words).all()
+
+
+def test_zero_pages_of_synthetic_memory_are_those_never_written(streams):
+    near, far = streams
+    with SyntheticMemory("a", SIZE, 4) as a, SyntheticMemory("b", SIZE, 4) as b:
+        a.fill(0, 2, 7)
+        a.fill(100, 50, 7)
+        received = in_thread(receiver(far, b).copy)
+        sender = Sender(near, a, zero_pages=True)
+        sender.send(Work(PAGES))
+        assert sender.zero_pages == PAGES - 52
+        sender.end(Kind.END, -1)
+        sender.confirm(Kind.ENDED, -1)
+        a.fill(200, 1, 7)
+        sender.begin()
+        sender.send(Work(PAGES, np.array([1, 3, 120, 200, 201])))
+        assert sender.zero_pages == 2
+        sender.end(Kind.SWITCHOVER, 0)
+        assert isinstance(received(), wire.Frame)
+        assert (a.versions[4:] == b.versions[4:]).all()  # of real pages their content counts
+        assert (a.words == b.words).all()
 
 
 def test_a_page_of_the_first_iteration_is_not_zeroed_twice(streams):
