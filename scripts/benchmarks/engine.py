@@ -1,4 +1,4 @@
-"""The engine: several NICs, many migrations at once, CPU time, encryption, bitmaps.
+"""The engine: tables, several NICs, many migrations at once, CPU time, encryption, bitmaps.
 
 One stream beside iperf3 is a benchmark of its own, `stream`. Each part has namespaces of its own
 and measures what it is compared with in the same run. Values are medians; a ratio is the median of
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from _engine_costs import bitmaps, cpu
 from _engine_encryption import encryption
 from _engine_links import migrations, nics
+from _engine_tables import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from _row import Row
 
 PARTS: dict[str, Callable[[int | None], list[Row]]] = {
+    "tables": tables,
     "nics": nics,
     "migrations": migrations,
     "cpu": cpu,
