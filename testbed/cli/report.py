@@ -27,7 +27,10 @@ def report_command(files: tuple[Path, ...], html: Path | None) -> None:
     alone = results[0]
     if len(results) > 1 or not isinstance(alone, MigrationResult):
         if html is None:
-            Console().print(table.side_by_side(results))
+            console = Console()
+            # A pipe or a file has no width of its own.
+            console = Console(width=console.width if console.is_terminal else 160)
+            console.print(table.side_by_side(results))
         else:
             comparison_page.write_page(results, html)
     elif html is None:

@@ -37,7 +37,9 @@ def column(result: MigrationResult | LogResult) -> Column:
     """A result as one of several."""
     if isinstance(result, LogResult):
         logs = ", ".join(result.logs)
-        return Column("Measured", f"{result.lines} lines of {logs}", result.observed)
+        # Only the testbed's own logs name the VM.
+        title = "Measured" if result.observed.vm is None else "Emulated, from its logs"
+        return Column(title, f"{result.lines} lines of {logs}", result.observed)
     k = result.scale_divisor
     about = f"lab {result.lab}, {result.created}"
     if k != 1:
@@ -96,7 +98,8 @@ def _figure_row(
     for number, value in enumerate(values):
         text = "-" if value is None else show(value)
         if number and value is not None and first:
-            text += f" ({100 * (value - first) / first:+.1f} %)"
+            difference = round(100 * (value - first) / first, 1) + 0.0  # no -0.0
+            text += f" ({difference:+.1f} %)"
         cells.append(text)
     return Row(name, tuple(cells), meaning)
 

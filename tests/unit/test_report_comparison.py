@@ -95,6 +95,21 @@ def test_what_none_of_them_tells_has_no_row() -> None:
     assert "VM" not in names
 
 
+def test_differences_too_small_to_print_have_no_sign_of_their_own() -> None:
+    almost = replace(MEASURED.observed, precopy_bytes_per_s=280_494_999)
+    cells = {
+        row.name: row.cells
+        for row in rows([column(MEASURED), column(replace(MEASURED, observed=almost))])
+    }
+    assert cells["Throughput of pre-copy"][1].endswith("(+0.0 %)")
+
+
+def test_the_testbed_s_own_log_is_not_told_as_measured() -> None:
+    own = replace(MEASURED, observed=observed(RESULT, 7))
+    assert column(own).title == "Emulated, from its logs"
+    assert column(MEASURED).title == "Measured"
+
+
 def test_a_failed_migration_compares_too() -> None:
     cells = {row.name: row.cells for row in rows([column(MEASURED), column(FAILED)])}
     assert cells["Outcome"] == ("completed", "failed in phase 0: link down")
