@@ -27,6 +27,7 @@ COMMANDS = {
     "exec": ("testbed.cli.node", "Run a command in a node of a lab."),
     "shell": ("testbed.cli.node", "Open a shell in a node of a lab."),
     "migrate": ("testbed.cli.migrate", "Migrate a VM to another host and measure it."),
+    "evacuate": ("testbed.cli.evacuate", "Put a host into maintenance mode: move its VMs away."),
     "vm": ("testbed.cli.vm", "Show what a VM does; switch its workloads, throttle, record."),
     "link": ("testbed.cli.link", "Cut, restore or change a link of a running lab, for a time too."),
     "iochain": ("testbed.cli.iochain", "Show what a port does with frames, with its counters."),

@@ -44,18 +44,30 @@ class Ended:
         return self.result is not None and succeeded(self.result)
 
 
-def carry_out(
-    directory: LabDirectory, message: Message, results: Path | None
-) -> tuple[list[Ended], bool]:
-    """Have a lab do several migrations, show them, and write what came of them.
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """How each migration ended, in the order in which they did, and what the supervisor answered.
+
+    `cancelled`: Ctrl-C was pressed.
+    """
+
+    ended: list[Ended]
+    answer: Message
+    cancelled: bool
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every VM arrived as asked for."""
+        return all(one.succeeded for one in self.ended)
+
+
+def carry_out(directory: LabDirectory, message: Message, results: Path | None) -> Carried:
+    """Have a lab do several migrations, show them, and write what came of each and of all.
 
     Args:
         directory: the lab's.
-        message: for its supervisor, which answers with `moves`: those that there were.
+        message: for its supervisor.
         results: where the files go; None: nowhere.
-
-    Returns:
-        How each ended, in the order in which they did; whether Ctrl-C was pressed.
     """
     from testbed.lab.client import request
     from testbed.report.store import from_json
@@ -81,12 +93,13 @@ def carry_out(
                 ended.append(one)
             show(event)
 
-        request(directory, message, on_event=heed, on_interrupt=interrupt)
+        answer = request(directory, message, on_event=heed, on_interrupt=interrupt)
     elapsed_ns = time.monotonic_ns() - started_ns
-    _show_table(ended, elapsed_ns)
+    if ended:
+        _show_table(ended, elapsed_ns)
     if results is not None and ended:
         click.echo(f"all: {_write_all(ended, elapsed_ns, directory.name, results)}")
-    return ended, bool(interrupted)
+    return Carried(ended, answer, bool(interrupted))
 
 
 def update_of(event: Message) -> Update:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from testbed.cli.engine_options import engine_options, engine_request
 from testbed.cli.felt import DEFAULT_INTERVAL, FROM, LATE, probe_request
 
 if TYPE_CHECKING:
@@ -21,13 +22,7 @@ RESULTS = "testbed-results"
 @click.argument("vms", metavar="VM...", nargs=-1, required=True)
 @click.option("--to", required=True, metavar="HOST", help="The host to move it to.")
 @click.option("--lab", help="The lab; needed when several are up.")
-@click.option(
-    "--switchover-goal",
-    default="500ms",
-    show_default=True,
-    metavar="TIME",
-    help="Stun the guest when the rest can be sent within this time.",
-)
+@engine_options
 @click.option(
     "--probe",
     metavar="TIME",
@@ -55,7 +50,6 @@ def migrate_command(
     vms: tuple[str, ...],
     to: str,
     lab: str | None,
-    switchover_goal: str,
     probe: str | None,
     client: str | None,
     late: str | None,
@@ -63,6 +57,7 @@ def migrate_command(
     verify: bool,
     results: Path,
     no_results: bool,
+    **engine: Any,
 ) -> None:
     """Migrate VMs to another host, and tell what was achieved.
 
@@ -75,14 +70,7 @@ def migrate_command(
     from testbed.lab.enter import running_lab
     from testbed.lab.privilege import require_root
     from testbed.report.files import make_directory
-    from testbed.units import parse_duration_ns
 
-    try:
-        goal_ns = parse_duration_ns(switchover_goal)
-    except ValueError as error:
-        raise InputError(f"--switchover-goal: {error}") from error
-    if goal_ns == 0:
-        raise InputError("--switchover-goal: a stun of no time at all can't be; give 1ms or more")
     felt = probe_request(probe, client, late)
     mode = _trace_mode(trace)
     if len(set(vms)) < len(vms):
@@ -92,7 +80,7 @@ def migrate_command(
     if not no_results:
         make_directory(results)
     asked = {
-        "switchover_goal_ns": goal_ns,
+        **engine_request(**engine),
         "verify": verify,
         "probe": felt,
         "trace": mode,
@@ -100,13 +88,13 @@ def migrate_command(
     }
     if len(vms) > 1:
         moves = [[vm, to] for vm in vms]
-        ended, cancelled = carry_out(
+        done = carry_out(
             directory,
             {"command": "migrate-all", "moves": moves, **asked},
             None if no_results else results,
         )
-        if not all(one.succeeded for one in ended):
-            sys.exit(130 if cancelled else 1)
+        if not done.succeeded:
+            sys.exit(130 if done.cancelled else 1)
         return
     _migrate_one(directory, vms[0], to, asked, None if no_results else results)
 

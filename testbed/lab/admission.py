@@ -37,10 +37,13 @@ def reasons_against(
     vm: VM,
     destination: Host,
     arriving: Collection[str] = (),
+    *,
+    closed: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Why the VM may not move there; empty if it may. Each reason says what to do.
 
     `arriving` are VMs on their way there; those that leave are there until they have left.
+    `closed` are hosts in maintenance mode.
     """
     source = placement.get(vm.name, vm.host)
     if source == destination.name:
@@ -51,6 +54,11 @@ def reasons_against(
         if placement.get(v.name, v.host) == destination.name or v.name in arriving
     ]
     reasons = _memory_reasons(vm, destination, here)
+    if destination.name in closed:
+        reasons.append(
+            f"{destination.name} is in maintenance mode; name another host, or end that:"
+            f" 'testbed evacuate {destination.name} --exit'"
+        )
     if vm.vcpus > destination.cores:
         reasons.append(
             f"{destination.name} has {destination.cores} cores and {vm.name} has {vm.vcpus} vCPUs;"

@@ -90,6 +90,7 @@ async def _apply(estate: Estate, request: Message) -> Message:
         )
     running = {name: vm.step.host for name, vm in estate.vms.items()}
     placement = standing_placement(topology, running)
+    _require_open(topology, placement, running, old.maintenance)
     new = replace(
         old,
         topology_file=topology_file,
@@ -113,6 +114,27 @@ async def _apply(estate: Estate, request: Message) -> Message:
             *notes(topology, placement),
         ],
     }
+
+
+def _require_open(
+    topology: Topology,
+    placement: Mapping[str, str],
+    running: Mapping[str, str],
+    closed: Mapping[str, bool],
+) -> None:
+    """See that no VM would be powered on at a host in maintenance mode.
+
+    Raises:
+        LabError: one would.
+    """
+    for vm in topology.vms:
+        host = placement.get(vm.name, vm.host)
+        if host in closed and running.get(vm.name) != host:
+            raise LabError(
+                f"apply {topology.file}: {vm.name} would be powered on at {host}, which is in"
+                f" maintenance mode; name another host, or end that:"
+                f" 'testbed evacuate {host} --exit'"
+            )
 
 
 async def change_to(estate: Estate, topology: Topology, new: Journal) -> Difference:

@@ -19,7 +19,7 @@ from testbed.lab.agents import Agents
 from testbed.lab.child import Child
 from testbed.lab.cpus import cpu_count
 from testbed.lab.link_change import changed_links
-from testbed.lab.migration_queue import MigrationQueue
+from testbed.lab.migration_queue import MigrationQueue, host_limits
 from testbed.lab.planning import network_here
 from testbed.lab.reservations import Reservations
 from testbed.lab.running_vm import RunningVM
@@ -28,7 +28,6 @@ from testbed.lab.together import at_most
 from testbed.lab.turns import Turns
 from testbed.lab.wires import Wires
 from testbed.lab.workload_change import changed_workloads
-from testbed.migration.concurrency import AT_10GBE
 from testbed.plan.network import Network
 from testbed.plan.plan import step_from_json, step_to_json
 from testbed.plan.policies import DelayLine
@@ -66,7 +65,7 @@ class Estate:
         self.vms: dict[str, RunningVM] = {}
         self.turns = Turns()
         """Whatever builds something does it in its turn."""
-        self.queue = MigrationQueue(lambda: {h.name: AT_10GBE for h in self.topology.hosts})
+        self.queue = MigrationQueue(lambda: host_limits(self.topology))
         self.describing = asyncio.Lock()
         """Held while `topology` changes, which a link's change may do beside a migration."""
         self.wires = Wires(Network.cpu_of(journal.plan.lab, cpu_count()))
@@ -240,6 +239,7 @@ class Estate:
             "state": self.journal.state,
             "supervisor_pid": os.getpid(),
             "topology_file": self.journal.topology_file,
+            "maintenance": sorted(self.journal.maintenance),
             "scale_divisor": self.topology.scale.denominator,
             "nodes": [
                 {"name": step.node, "role": step.role, "netns": step.name}
@@ -257,6 +257,15 @@ class Estate:
                 *filter(None, [self.reservations.trouble]),
             ],
             "team_events": [asdict(event) for event in self.teams.events],
+        }
+
+    def pinned(self) -> dict[tuple[str, str], str | None]:
+        """The vmnic that each (host, vmk) with a choice leaves by now."""
+        steps = self.journal.plan.steps
+        nodes = {step.name: step.node for step in steps if isinstance(step, Netns)}
+        return {
+            (nodes.get(where, ""), port.removesuffix("-port")): uplink
+            for (where, port), uplink in self.teams.pinned().items()
         }
 
     async def wire_reading(self) -> Message:

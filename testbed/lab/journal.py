@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from testbed.topology.model import Topology
 
 State = Literal["building", "up", "changing", "broken"]
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Journal:
     stand, with what the migrations under way have made (`moves`, by their VMs). `placement` holds
     the hosts of the VMs that have moved from the file's, `links` what has been changed on links
     since (`link_change.LinkChange` as JSON), `workloads` what VMs have been switched to
-    (`guest.workloads` as JSON), `traces` as `topology.loads` takes them.
+    (`guest.workloads` as JSON), `traces` as `topology.loads` takes them. `maintenance` are hosts
+    that take no VMs, and whether they are powered off.
     """
 
     state: State
@@ -50,6 +51,7 @@ class Journal:
     workloads: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     traces: dict[str, str] = field(default_factory=dict)
     moves: dict[str, Moving] = field(default_factory=dict)
+    maintenance: dict[str, bool] = field(default_factory=dict)
 
     def topology(self) -> Topology:
         """The topology as its file says, without what has been changed since."""
@@ -71,6 +73,7 @@ class Journal:
             "workloads": self.workloads,
             "traces": self.traces,
             "moves": {vm: _moving_to_json(move) for vm, move in self.moves.items()},
+            "maintenance": self.maintenance,
             "plan": plans.to_json(self.plan),
         }
         new = path.with_suffix(".new")
@@ -100,6 +103,7 @@ class Journal:
                 links=tuple(data["links"]),
                 workloads=data["workloads"],
                 traces=data["traces"],
+                maintenance=data["maintenance"],
                 moves={vm: _moving_from_json(move) for vm, move in data["moves"].items()},
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from testbed.migration.concurrency import Move
+    from testbed.topology.model import Host, Topology
+
+
+def host_limits(topology: Topology) -> dict[str, int]:
+    """How many migrations each host takes part in at a time, by its profile and vMotion NICs."""
+    return {
+        host.name: host.profile.concurrent(_vmotion_rate_bps(host, topology.scale.denominator))
+        for host in topology.hosts
+    }
+
+
+def _vmotion_rate_bps(host: Host, scale: int) -> int | None:
+    """The nominal rate of the fastest NIC that a vMotion vmk may leave by; None: not shaped."""
+    switches = {vmk.vswitch for vmk in host.vmks_for("vmotion")}
+    nics = {nic for one in host.vswitches if one.name in switches for nic in one.uplinks}
+    rates = [one.rate_bps for one in host.uplinks if one.name in nics]
+    shaped = [rate for rate in rates if rate is not None]
+    return max(shaped) * scale if shaped and len(shaped) == len(rates) else None
 
 
 @dataclass(slots=True, eq=False)

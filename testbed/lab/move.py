@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,47 +10,52 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.errors import LabError, MigrationError
 from testbed.kernel import builder, undo
-from testbed.lab import compare, moves, vmx
+from testbed.lab import compare, moves
 from testbed.lab.change import alter_steps
 from testbed.lab.child import Child, checked
 from testbed.lab.felt import follow
+from testbed.lab.host_log import End, MoveLog, form
 from testbed.lab.journal import Moving
 from testbed.lab.outcome import Arrived, Outcome
 from testbed.lab.rewiring import closed, rewiring, wires
 from testbed.plan.steps import Bridge
+from testbed.report.observed import Observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from testbed.lab.adapter_paths import AdapterPath
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
     from testbed.lab.running_vm import RunningVM
+    from testbed.lab.terms import Terms
     from testbed.plan.steps import PowerOn, Veth
-    from testbed.topology.model import VM, Host
+    from testbed.report.vmkernel_log import Side
+    from testbed.topology.model import VM
 
 PREPARE_DEADLINE_S = 120.0
 ARRIVAL_DEADLINE_S = 10.0
 COMPARE_DEADLINE_S = 240.0
-PORT = 8000
-"""vMotion's TCP port (vmotion-facts.md, section 6)."""
+_ON_THE_WAY = {"progress", "iterated", "stopping"}
+_SIDES: tuple[Side, Side] = ("S", "D")
 
 
 @dataclass(slots=True)
 class Move:
-    """One migration from its first wire to its last; `path` is its vMotion adapters."""
+    """One migration from its first wire to its last."""
 
     estate: Estate
     running: RunningVM
     vm: VM
-    host: Host
-    path: AdapterPath
+    terms: Terms
     request: Message
     emit: Callable[[Message], None]
     gone: asyncio.Event
     started_ns: int
+    log: MoveLog | None = None
     nic_line: dict[str, Any] = field(default_factory=dict)
     """Where a NIC process finds the guest at the destination."""
+    _resumed: bool = False
+    """Whether it has run at the destination, perhaps without all of its pages."""
 
     @property
     def old_step(self) -> PowerOn:
@@ -64,7 +67,7 @@ class Move:
 
         What is done to the lab is done at one go: no other migration comes in between.
         """
-        estate, name, to = self.estate, self.vm.name, self.host.name
+        estate, name, to = self.estate, self.vm.name, self.terms.hosts[1].name
         plan = rewiring(estate.topology, estate.journal.placement, name, to)
         async with AsyncExitStack() as stack:
             moves.begin(estate, name, Moving(to, plan.made))
@@ -76,6 +79,7 @@ class Move:
             arriving = await estate.spawn(plan.step)
             stack.push_async_callback(arriving.end)
             stack.callback(follow, estate, name, self._memory())
+            self.log = self._begin_log(arriving)
             outcome = await self._transfer(arriving, wires(plan.made), wires(plan.gone))
             if outcome.arrived is not None:
                 stack.pop_all()
@@ -87,6 +91,9 @@ class Move:
                 await alter_steps(estate, now.altered)
                 undo.remove(now.gone)
                 moves.end(estate, name, arrived=True)
+        if outcome.lost:
+            self.running.channel.trouble = f"it was lost on its way to {to}, with pages missing"
+            await self.running.channel.end()
         return outcome
 
     async def _settle(self, arriving: Child, memory_fd: int, step: PowerOn) -> None:
@@ -104,17 +111,35 @@ class Move:
         """The guest's at the source: process and descriptor."""
         return self.running.channel.pid, self.running.memory_fd
 
-    def _spec(self) -> dict[str, Any]:
+    def _begin_log(self, arriving: Child) -> MoveLog:
+        """The lines of both hosts' logs; they grow with what the source says."""
+        spec, hosts = self.terms.spec, self.terms.hosts
+        seen = Observed(
+            migration_id=spec.migration_id,
+            vm=self.vm.name,
+            source=hosts[0].name,
+            destination=hosts[1].name,
+            source_address=spec.source_address,
+            destination_address=spec.destination_address,
+            memory_bytes=spec.guest.memory_bytes,
+            switchover_goal_ns=spec.switchover_goal_ns,
+        )
+        ends: dict[Side, End] = {
+            side: End(host.name, pid, form(host.profile))
+            for side, host, pid in zip(
+                _SIDES, hosts, (self.running.channel.pid, arriving.pid), strict=True
+            )
+        }
+        return MoveLog(self.estate.directory, ends, seen, self.started_ns)
+
+    def _message(self, end: int, ports: list[Veth], nics: list[tuple[str, str | None]]) -> Message:
+        """What the VMX at the source (0) or the destination (1) is told."""
+        charged = self.terms.accounts[end]
         return {
-            "migration_id": time.time_ns() // 1000,
-            "secret": secrets.token_hex(32),
-            "guest": vmx.guest_fields(self.old_step, str(self.estate.files(self.old_step))),
-            "source_address": self.path.source_address,
-            "destination_address": self.path.destination_address,
-            "port": PORT,
-            "switchover_goal_ns": self.request["switchover_goal_ns"],
-            "verify": self.request["verify"],
-            "trace": self.request.get("trace"),
+            "spec": self.terms.spec_at(end),
+            "ledger": charged and charged["path"],
+            "nics": nics,
+            "ports": [wire.b.name for wire in ports],
         }
 
     def _nics(self) -> list[tuple[str, str | None]]:
@@ -126,12 +151,11 @@ class Move:
 
     async def _transfer(self, arriving: Child, made: list[Veth], gone: list[Veth]) -> Outcome:
         """Let the two ends work, and find out which of them has the guest."""
-        spec, nics, leaving = self._spec(), self._nics(), self.running.channel
+        nics, leaving = self._nics(), self.running.channel
         nic = self.running.nic if self.running.nic and not self.running.nic.trouble else None
-        there: Message = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in made]}
+        here, there = self._message(0, gone, nics), self._message(1, made, nics)
         there["nic_pid"] = nic.child.pid if nic is not None else None
         there["sleep_ns_per_ms"] = self.running.sleep_ns_per_ms
-        here = {"spec": spec, "nics": nics, "ports": [wire.b.name for wire in gone]}
         async with leaving.conversation:
             self.running.migrating = True
             arriving.ask({"command": "receive", **there})
@@ -162,8 +186,11 @@ class Move:
 
     async def _follow_source(self, leaving: Child) -> Message:
         """Pass its progress on; its last word."""
-        while (said := await leaving.receive()).get("event") == "progress":
-            self.emit(said)
+        while (said := await leaving.receive()).get("event") in _ON_THE_WAY:
+            if said["event"] == "progress":
+                self.emit(said)
+            elif self.log is not None:
+                self.log.tell(said)
         return said
 
     async def _follow_destination(self, leaving: Child, arriving: Child) -> Arrived:
@@ -181,6 +208,9 @@ class Move:
                 await arriving.end()  # or the source would wait for it
                 raise
             arriving.tell({"command": "go"})
+            said = checked(await arriving.receive())
+        if said["event"] == "resumed":  # not all of its pages are there
+            self._resumed = True
             said = checked(await arriving.receive())
         return Arrived(said["memory_fd"], verification)
 
@@ -214,6 +244,10 @@ class Move:
         except (LabError, MigrationError, TimeoutError) as error:
             await arriving.end()  # now it surely doesn't run there, and never will
             leaving = self.running.channel
+            if self._resumed or said.get("lost"):
+                return Outcome.failed(
+                    {"phase": "page-in", "cause": f"{error}", **said, "lost": True}
+                )
             if leaving.trouble is None:
                 leaving.ask({"command": "take_back", **here})
                 checked(await leaving.receive(ARRIVAL_DEADLINE_S))

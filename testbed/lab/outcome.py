@@ -17,10 +17,13 @@ from testbed.report.result import SCHEMA_VERSION
 from testbed.units import format_duration, format_rate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from testbed.lab.adapter_paths import AdapterPath
     from testbed.lab.estate import Estate
     from testbed.lab.lines import Message
     from testbed.lab.path import Path
+    from testbed.lab.terms import Terms
     from testbed.plan.steps import PowerOn
     from testbed.report.result import WireReport
 
@@ -35,7 +38,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`failure` None: the guest is at the destination; else it is where it was.
+    """`failure` None: the guest is at the destination; else it is where it was, or lost.
 
     `engine` is what the source measured, as JSON; None if its report was lost.
     """
@@ -43,6 +46,8 @@ class Outcome:
     engine: Message | None
     arrived: Arrived | None
     failure: Message | None
+    lost: bool = False
+    """It ran at the destination without all of its pages, and can run nowhere any more."""
 
     @classmethod
     def completed(cls, arrived: Arrived, engine: Message | None) -> Outcome:
@@ -51,14 +56,14 @@ class Outcome:
 
     @classmethod
     def failed(cls, said: Message) -> Outcome:
-        """The guest is where it was; `said` is the source's last word."""
+        """The guest is where it was, unless it is lost; `said` is the source's last word."""
         error: Message = said.get("error") or {}
         failure = {
             "phase": said.get("phase", "unknown"),
             "cause": said.get("cause") or error.get("message", "the source's VMX did not say"),
             "remedy": said.get("remedy", ""),
         }
-        return cls(said.get("engine"), None, failure)
+        return cls(said.get("engine"), None, failure, lost=bool(said.get("lost")))
 
 
 def migration_result(
@@ -66,23 +71,32 @@ def migration_result(
     request: Message,
     *,
     step: PowerOn,
-    path: AdapterPath,
+    terms: Terms,
     outcome: Outcome,
     wires: tuple[WireReport, ...],
     since_ns: int,
     felt: Message | None,
+    notices: Sequence[str],
 ) -> dict[str, Any]:
     """A `report.result.MigrationResult` as JSON, with the whole input in it.
 
-    `since_ns` is when it began, on CLOCK_MONOTONIC; `felt` what was felt of it.
+    `step` is the VM as it was, `since_ns` when it began, on CLOCK_MONOTONIC; `felt` what was felt
+    of it; `notices` what came up while it was carried out.
     """
-    physical = find_path(
-        estate.topology,
-        (step.host, path.source_vmk, path.source_network),
-        (request["to"], path.destination_vmk, path.destination_network),
-        path.mtu,
-        _pinned(estate),
-    )
+    ways = [
+        find_path(
+            estate.topology,
+            (step.host, path.source_vmk, path.source_network),
+            (request["to"], path.destination_vmk, path.destination_network),
+            path.mtu,
+            estate.pinned(),
+        )
+        for path in terms.paths
+    ]
+    goodputs = [
+        None if way is None else way.goodput_bps(path.ip_version)
+        for way, path in zip(ways, terms.paths, strict=True)
+    ]
     verification = outcome.arrived.verification if outcome.arrived else None
     return {
         "schema_version": SCHEMA_VERSION,
@@ -97,13 +111,14 @@ def migration_result(
         "topology_files": estate.journal.traces,
         "hosts": [
             asdict(host_report(host.name, host.cores, host.mhz, host.profile))
-            for host in map(estate.topology.host, (step.host, request["to"]))
+            for host in terms.hosts
         ],
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "mechanisms": {
             "rate": "HTB at each sending port, told rate x (MTU + 14) / (MTU + 38)",
             "latency": _latency_text(wires),
-            "path": _path_text(path, physical),
+            "path": "; ".join(map(_path_text, terms.paths, ways)),
+            "vMotion": _profile_text(terms),
             "dirty tracking": outcome.engine["tracking"] if outcome.engine else "unknown",
         },
         "source": step.host,
@@ -116,7 +131,7 @@ def migration_result(
             "backing": step.backing,
             "page_bytes": step.page_bytes,
         },
-        "switchover_goal_ns": request["switchover_goal_ns"],
+        "switchover_goal_ns": terms.spec.switchover_goal_ns,
         "outcome": "failed" if outcome.failure else "completed",
         "failure": outcome.failure,
         "engine": outcome.engine,
@@ -127,9 +142,14 @@ def migration_result(
             "compared_by": verification["compared_by"],
         },
         "wires": [asdict(wire) for wire in wires],
-        "notices": [*_notices(path), *_changes(estate, since_ns)],
+        "notices": [
+            *filter(None, map(_layer3, terms.paths)),
+            *terms.notices,
+            *notices,
+            *_changes(estate, since_ns),
+        ],
         "felt": felt,
-        "path_goodput_bps": physical.goodput_bps(path.ip_version) if physical else None,
+        "path_goodput_bps": together_bps(ways, goodputs),
     }
 
 
@@ -148,20 +168,37 @@ def _latency_text(wires: tuple[WireReport, ...]) -> str:
     )
 
 
-def _notices(path: AdapterPath) -> list[str]:
-    if path.source_network.cidr == path.destination_network.cidr:
-        return []
+def together_bps(ways: Sequence[Path | None], each_bps: Sequence[int | None]) -> int | None:
+    """What several paths carry at once: those of one NIC, at either end, share it.
+
+    None if one is not known.
+    """
+    sums = []
+    for end in (0, 1):
+        by_nic: dict[str, int] = {}
+        for way, bps in zip(ways, each_bps, strict=True):
+            if way is None or bps is None:
+                return None
+            by_nic[way.uplinks[end]] = max(bps, by_nic.get(way.uplinks[end], 0))
+        sums.append(sum(by_nic.values()))
+    return min(sums)
+
+
+def _layer3(path: AdapterPath) -> str | None:
+    if not path.routed:
+        return None
     networks = f"{path.source_network.cidr} and {path.destination_network.cidr}"
-    return [f"layer-3 vMotion: {networks} are joined by routers; not supported before vSphere 6.0"]
+    return f"layer-3 vMotion: {networks} are joined by routers; not supported before vSphere 6.0"
 
 
-def _pinned(estate: Estate) -> dict[tuple[str, str], str | None]:
-    """The vmnic that each (host, vmk) with a choice leaves by now."""
-    nodes = {step.name: step.node for step in estate.journal.plan.steps if isinstance(step, Netns)}
-    return {
-        (nodes.get(where, ""), port.removesuffix("-port")): uplink
-        for (where, port), uplink in estate.teams.pinned().items()
-    }
+def _profile_text(terms: Terms) -> str:
+    """`profile vsphere-7.0, 2 streams, window 562540 B`."""
+    names = dict.fromkeys(host.profile.name for host in terms.hosts)
+    count = len(terms.spec.streams)
+    words = [f"profile {' to '.join(names)}", f"{count} stream{'s' if count > 1 else ''}"]
+    if terms.spec.window_bytes is not None:
+        words.append(f"a window of {terms.spec.window_bytes} B each")
+    return ", ".join(words)
 
 
 def _changes(estate: Estate, since_ns: int) -> list[str]:

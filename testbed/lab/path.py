@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from testbed.measure.theory import (
@@ -32,12 +32,14 @@ End: TypeAlias = "tuple[str, str, IPNetwork]"
 class Path:
     """Physical switches and routers passed, and (rate, MTU) of each link that has a rate.
 
-    `mtu` is that of the packets, which may be smaller than the links'.
+    `mtu` is that of the packets, which may be smaller than the links'. `uplinks` are the two ends'
+    vmnics.
     """
 
     nodes: tuple[str, ...]
     links: tuple[tuple[int, int], ...]
     mtu: int
+    uplinks: tuple[str, str] = field(default=("", ""), compare=False)
 
     @property
     def rate_bps(self) -> int | None:
@@ -99,7 +101,7 @@ def find_path(
         (rate_bps, uplink[0].mtu) for uplink in uplinks if uplink for rate_bps in uplink[1]
     )
     shaped = tuple((rate_bps, its_mtu) for rate_bps, its_mtu in links if rate_bps is not None)
-    return Path(nodes, shaped, mtu)
+    return Path(nodes, shaped, mtu, (uplinks[0][0].name, uplinks[1][0].name))
 
 
 def _routed(

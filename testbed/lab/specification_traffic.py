@@ -99,7 +99,7 @@ async def delivered(
         try:
             async with asyncio.timeout(_OVER_DEADLINE_S):
                 answered = (await there.over())["answered"]
-            words += f"; {answered} heartbeats were answered"
+            words += f"; heartbeats answered: {answered}"
         except (LabError, OSError, TimeoutError) as error:
             words += f"; its heartbeats failed: {error}"
         found.notices.append(words)

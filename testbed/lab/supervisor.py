@@ -23,6 +23,7 @@ from testbed.lab.journal import Journal
 from testbed.lab.lines import LARGEST_LINE_BYTES, Message, decode, encode
 from testbed.lab.link import change_link, in_place
 from testbed.lab.link_change import LinkChange
+from testbed.lab.maintenance import evacuate, leave
 from testbed.lab.preloaded import Preloaded
 from testbed.lab.vmotion import migrate, migrate_all
 
@@ -107,6 +108,8 @@ class Supervisor:
             "record": lambda: vm_commands.record(estate, request, gone),
             "migrate": lambda: migrate(estate, request, emit, gone),
             "migrate-all": lambda: migrate_all(estate, request, emit, gone),
+            "evacuate": lambda: evacuate(estate, request, emit, gone),
+            "leave-maintenance": lambda: self._alone(leave(estate, request), emit),
             "feel": lambda: feel(estate, request, gone),
         }
         try:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from testbed.errors import InputError, LabError, TestbedError
+from testbed.errors import InputError, LabError, MigrationError, TestbedError
 from testbed.lab import moves
-from testbed.lab.adapter_paths import vmotion_paths
+from testbed.lab.adapter_paths import adapter_paths
 from testbed.lab.admission import reasons_against
 from testbed.lab.client import error_message
+from testbed.lab.engine_spec import path_rates
 from testbed.lab.felt import report, wait_unless, watching
 from testbed.lab.move import Move
-from testbed.lab.outcome import migration_result
+from testbed.lab.outcome import Outcome, migration_result
+from testbed.lab.specification_traffic import delivered
+from testbed.lab.terms import terms
 from testbed.lab.wires import reports
 from testbed.migration import concurrency
+from testbed.profiles import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +54,9 @@ async def migrate(
     def wait(cause: str) -> None:
         emit({"event": "queued", "cause": cause})
 
-    move = concurrency.Move(name, source.host, to, datastores=(source.datastore,))
-    async with estate.queue.admitted(move, None, wait, gone) as admitted:
+    network, limit = _network(estate, source.host, to)
+    move = concurrency.Move(name, source.host, to, network, (source.datastore,))
+    async with estate.queue.admitted(move, limit, wait, gone) as admitted:
         if not admitted:
             raise LabError(f"migrate {name} to {to}: cancelled while it waited")
         if estate.turns.must_wait(alone=False):
@@ -65,28 +71,64 @@ async def _migrate(
     estate: Estate, request: Message, emit: Callable[[Message], None], gone: asyncio.Event
 ) -> Message:
     running, vm, host = _checked_request(estate, request)
-    path = vmotion_paths(estate.topology.host(running.step.host), host)[0]
+    settled = await terms(estate, running, host, request)
     probe = request.get("probe")
     around_ns = probe["around_ns"] if probe else 0
     async with watching(estate, running, probe) as watch:
         await wait_unless(gone, around_ns)
         started_ns = time.monotonic_ns()
-        move = Move(estate, running, vm, host, path, request, emit, gone, started_ns)
+        move = Move(estate, running, vm, settled, request, emit, gone, started_ns)
         standing, before = running.step, await estate.wire_reading()
-        outcome = await move.carry_out()
+        try:
+            outcome, notices = await _carry_out(estate, move)
+        finally:
+            settled.close(estate)
         wires = reports(before, await estate.wire_reading())
         await wait_unless(gone, around_ns)
         felt = await report(estate, watch, started_ns) if probe else None
-    return migration_result(
+    result = migration_result(
         estate,
         request,
         step=standing,
-        path=path,
+        terms=settled,
         outcome=outcome,
         wires=wires,
         since_ns=started_ns,
         felt=felt,
+        notices=notices,
     )
+    if move.log is not None:
+        move.log.end(result)
+    return result
+
+
+async def _carry_out(estate: Estate, move: Move) -> tuple[Outcome, list[str]]:
+    """Send the specification, then move the VM while heartbeats go on; what came of both."""
+    settled = move.terms
+    sending = delivered(
+        estate.agents,
+        settled.management,
+        settled.spec.migration_id,
+        settled.told(),
+        settled.profile,
+    )
+    try:
+        async with AsyncExitStack() as stack:
+            entering = asyncio.create_task(stack.enter_async_context(sending))
+            leaving = asyncio.create_task(move.gone.wait())
+            try:
+                await asyncio.wait((entering, leaving), return_when=asyncio.FIRST_COMPLETED)
+                if not entering.done():
+                    return Outcome.failed({"phase": "specification", "cause": "cancelled"}), []
+                management = entering.result()
+            finally:
+                entering.cancel()
+                leaving.cancel()
+                await asyncio.gather(entering, leaving, return_exceptions=True)
+            outcome = await move.carry_out()
+        return outcome, management.notices
+    except MigrationError as error:
+        return Outcome.failed({"phase": "specification", "cause": str(error)}), []
 
 
 async def migrate_all(
@@ -138,6 +180,21 @@ def _known(estate: Estate, name: str, to: str) -> Host:
     return hosts[to]
 
 
+def _network(estate: Estate, source: str, to: str) -> tuple[str, int | None]:
+    """The vMotion network between two hosts, and how many migrations it takes; None: any number.
+
+    250 Mb/s are asked for each, where the source's profile models anything.
+    """
+    topology = estate.topology
+    paths = adapter_paths(topology.host(source), topology.host(to), "vmotion")
+    if not paths or topology.host(source).profile.name == DEFAULT:
+        return "", None
+    (rate_bps,) = path_rates(topology, source, to, paths[:1], estate.pinned())
+    nominal_bps = rate_bps and rate_bps * topology.scale.denominator
+    limit = None if nominal_bps is None else concurrency.network_limit(nominal_bps)
+    return str(paths[0].source_network.cidr), limit
+
+
 def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, Host]:
     name, to = request["vm"], request["to"]
     host = _known(estate, name, to)
@@ -148,7 +205,8 @@ def _checked_request(estate: Estate, request: Message) -> tuple[RunningVM, VM, H
     vm = estate.topology.vm(name)
     where = {other: v.step.host for other, v in estate.vms.items()}
     arriving = [one for one, moving in estate.journal.moves.items() if moving.to == to]
-    reasons = reasons_against(estate.topology, where, vm, host, arriving)
+    closed = estate.journal.maintenance
+    reasons = reasons_against(estate.topology, where, vm, host, arriving, closed=closed)
     if reasons:
         raise LabError(f"migrate {name} to {to}: " + "; and ".join(reasons))
     return running, vm, host

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed import prctl
@@ -19,8 +20,9 @@ from testbed.lab.agent_acceptor import AgentAcceptor
 from testbed.lab.counting import count
 from testbed.lab.lines import LineSocket, Message
 from testbed.lab.plug import Plug
+from testbed.ledger import Ledger
 from testbed.migration import destination, source
-from testbed.migration.phase import MigrationFailed, MigrationUncertain
+from testbed.migration.phase import MigrationFailed, MigrationLost, MigrationUncertain
 from testbed.migration.specification import MigrationSpec
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ class _Vmx:
                 "cause": error.cause,
                 "remedy": error.remedy,
                 "uncertain": isinstance(error, MigrationUncertain),
+                "lost": isinstance(error, MigrationLost),
                 "engine": error.measured and asdict(error.measured),
             }
         except (TestbedError, OSError, ValueError) as error:
@@ -202,10 +205,13 @@ class _Vmx:
                 cut=plug.close,
                 uncut=plug.open_and_announce,
                 progress=self._progress,
+                iterated=lambda done: self._say({"event": "iterated", "iteration": asdict(done)}),
+                stopping=lambda: self._say({"event": "stopping"}),
                 cancelled=self._cancelled,
             )
             spec = MigrationSpec.from_json(message["spec"])
-            report = source.migrate(guest, spec, hooks, message["started_ns"])
+            ledger = _ledger(message)
+            report = source.migrate(guest, spec, hooks, message["started_ns"], ledger)
         return {"event": "sent", "engine": asdict(report)}
 
     def _progress(self, progress: source.Progress) -> None:
@@ -232,14 +238,16 @@ class _Vmx:
         spec = MigrationSpec.from_json(message["spec"])
         with (
             self._plug(message) as plug,
-            destination.Destination(spec, self._enter_vm, acceptor=AgentAcceptor(spec)) as prepared,
+            destination.Destination(
+                spec, self._enter_vm, acceptor=AgentAcceptor(spec), ledger=_ledger(message)
+            ) as prepared,
         ):
             if message["nic_pid"] is not None:
                 prepared.guest.attach_nic(message["nic_pid"])
             prepared.guest.throttle(message["sleep_ns_per_ms"])
             self._say({"event": "listening", **self._places(prepared.guest)})
             hooks = destination.DestinationHooks(
-                hold=partial(self._hold, prepared), open=plug.open_and_announce
+                hold=partial(self._hold, prepared), open=partial(self._resume, plug, spec)
             )
             arrival = prepared.receive(hooks)
             self._guest = arrival.guest
@@ -249,8 +257,19 @@ class _Vmx:
             plug.announce_again()
         return {"event": "announced"}
 
+    def _resume(self, plug: Plug, spec: MigrationSpec) -> None:
+        """The guest runs here; the supervisor has to know before all of its pages are there."""
+        if spec.may_resume_early:
+            self._say({"event": "resumed"})
+        plug.open_and_announce()
+
     def _hold(self, prepared: destination.Destination) -> None:
         """Wait, with both guests at rest, until the memories have been compared."""
         self._say({"event": "loaded", "memory_fd": prepared.guest.memory.fd})
         while (message := self._control.receive()) is None or message["command"] != "go":
             pass
+
+
+def _ledger(message: Message) -> Ledger | None:
+    """What this host's CPU is charged to, if it has a ledger."""
+    return Ledger.join(Path(message["ledger"])) if message["ledger"] else None

@@ -104,8 +104,7 @@ def test_several_move_side_by_side_and_one_that_may_not_disturbs_none(
     assert done.returncode == 1
     assert "2 of 3 VMs moved" in done.stdout
     assert "wide: not begun: migrate wide to esx02: esx02 has 2 cores" in done.stderr
-    hosts = {one["name"]: one["host"] for one in status(name)["vms"]}
-    assert hosts == {"db01": "esx02", "db02": "esx02", "wide": "esx01", "other": "esx02"}
+    assert hosts(name) == {"db01": "esx02", "db02": "esx02", "wide": "esx01", "other": "esx02"}
     assert Journal.read(LabDirectory(name).journal).moves == {}
     (whole,) = [json.loads(file.read_text()) for file in tmp_path.glob("*-migrations.json")]
     outcomes = {one["vm"]: one["outcome"] for one in whole["migrations"]}
@@ -119,19 +118,48 @@ def test_several_move_side_by_side_and_one_that_may_not_disturbs_none(
     assert whole["elapsed_ns"] < sum(one["engine"]["total_ns"] for one in results)
 
 
-def test_a_vm_on_its_way_is_left_alone_and_another_is_not(many: Callable[[str], str]) -> None:
+def test_vms_on_their_way_are_left_alone_and_ctrl_c_leaves_them_where_they_were(
+    many: Callable[[str], str],
+) -> None:
     name = many("10Mbit")
-    with moving(name, "db01") as process:
+    with moving(name, "db01", "db02") as process:
         for words in (["workload", "idle"], ["throttle", "50%"], ["record", "--for", "1s", "x"]):
             refused = run("vm", "db01", "--lab", name, *words, check=False)
             assert refused.returncode == 1
             assert "its configuration is locked" in refused.stderr
-        run("vm", "db02", "--lab", name, "workload", "idle")
-        assert under_way(name) == {"db01"}
+        run("vm", "other", "--lab", name, "workload", "idle")
+        assert under_way(name) == {"db01", "db02"}
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-    assert {one["name"]: one["host"] for one in status(name)["vms"]}["db01"] == "esx01"
+    found = {one["name"]: one for one in status(name)["vms"]}
+    assert {found[vm]["host"] for vm in ("db01", "db02")} == {"esx01"}
+    assert {one["state"] for one in found.values()} == {"running"}
+    assert Journal.read(LabDirectory(name).journal).state == "up"
     run("vm", "db01", "--lab", name, "workload", "idle")
+
+
+def test_a_host_is_emptied_powered_off_and_taken_back(many: Callable[[str], str]) -> None:
+    name = many("1Gbit")
+    done = run("evacuate", "esx01", "--lab", name, "--no-results", check=False)
+    assert done.returncode == 1
+    assert "wide: not begun: no host takes wide: esx02 has 2 cores" in done.stderr
+    assert "esx01 is not in maintenance mode: wide remained" in done.stderr
+    assert hosts(name) == {"db01": "esx02", "db02": "esx02", "wide": "esx01", "other": "esx02"}
+    run("evacuate", "esx02", "--lab", name, "--power-off", "--no-results")
+    assert set(hosts(name).values()) == {"esx01"}
+    assert status(name)["maintenance"] == ["esx02"]
+    assert run("vmkping", "esx01", "192.168.20.12", "--count", "1", check=False).returncode == 1
+    run("ping", "--lab", name, "db01/eth0", "other/eth0", "--count", "1")
+    refused = run("migrate", "db01", "--to", "esx02", "--lab", name, check=False)
+    assert refused.returncode == 1
+    assert "'testbed evacuate esx02 --exit'" in refused.stderr
+    run("evacuate", "esx02", "--exit", "--lab", name)
+    run("migrate", "db01", "--to", "esx02", "--lab", name, "--no-results")
+
+
+def hosts(lab: str) -> dict[str, str]:
+    """Where each VM runs."""
+    return {one["name"]: one["host"] for one in status(lab)["vms"]}
 
 
 def test_a_supervisor_killed_with_two_under_way_leaves_nothing_for_down(

@@ -89,7 +89,7 @@ def test_a_specification_crosses_and_heartbeats_follow(host: str, tmp_path: Path
             await asyncio.sleep(0.2)
         (notice,) = found.notices
         assert "a specification of" in notice
-        answered = re.search(r"(\d+) heartbeats were answered", notice)
+        answered = re.search(r"heartbeats answered: (\d+)", notice)
         assert answered is not None
         assert 1 <= int(answered[1]) <= 300
 

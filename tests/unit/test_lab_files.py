@@ -76,6 +76,7 @@ def test_a_journal_survives_the_disk(tmp_path: Path) -> None:
     journal = replace(journal, workloads={"db01": [{"kind": "ping"}]}, traces={"t.csv": "at_s"})
     made = Bridge("n", "eth0", 1500, "", None)
     journal = replace(journal, state="changing", moves={"db01": Moving("esx02", (made,))})
+    journal = replace(journal, maintenance={"esx01": True})
     journal.write(directory.journal)
     assert Journal.read(directory.journal) == journal
     assert labs(tmp_path) == ("kept",)
