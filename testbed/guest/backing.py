@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from testbed.errors import InputError, MigrationError
+from testbed.errors import InputError
 from testbed.guest import layout
 from testbed.guest.memory import GuestMemory
 from testbed.guest.specification import SMALL_PAGE_BYTES
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 _REAL_DATA_PAGES = 64
 
 
-def open_memory(spec: GuestSpec) -> GuestMemory | SyntheticMemory | OvercommittedMemory:
+def open_memory(
+    spec: GuestSpec, *, arriving: bool = False
+) -> GuestMemory | SyntheticMemory | OvercommittedMemory:
     """The memory that this VM asks for: all zero, to be closed by the caller.
+
+    If the VM is only `arriving` its swap file, if any, is its source's still.
 
     Raises:
         InputError: what is asked for contradicts itself.
@@ -52,7 +56,7 @@ def open_memory(spec: GuestSpec) -> GuestMemory | SyntheticMemory | Overcommitte
                 f"{format_size(first_data_page * SMALL_PAGE_BYTES)} at least"
             )
         return OvercommittedMemory(
-            spec.name, spec.memory_bytes, spec.resident_bytes, spec.directory
+            spec.name, spec.memory_bytes, spec.resident_bytes, spec.directory, arriving=arriving
         )
     return GuestMemory(spec.name, spec.memory_bytes, spec.page_bytes)
 
@@ -79,19 +83,6 @@ def tracking_for(spec: GuestSpec, asked: TrackingName | None = None) -> Tracking
             f"VM {spec.name}: writes to synthetic memory are tracked by the byte map only"
         )
     return "bytemap"
-
-
-def check_movable(spec: GuestSpec) -> None:
-    """Prove that all of the VM's pages can be sent.
-
-    Raises:
-        MigrationError: some are in its swap file.
-    """
-    if is_overcommitted(spec):
-        raise MigrationError(
-            f"pages of {spec.name} are in its swap file, which is not migrated; "
-            "reserve all of its memory"
-        )
 
 
 def told(spec: GuestSpec, tracking: TrackingName) -> str:

@@ -45,6 +45,8 @@ class Guest:
         spec: GuestSpec,
         vcpu_setup: Callable[[], None] | None = None,
         tracking: TrackingName | None = None,
+        *,
+        arriving: bool = False,
     ) -> None:
         """Make the memory, zeroed, and the vCPU processes, which wait; see `create_masked`."""
         regions(spec)
@@ -54,7 +56,7 @@ class Guest:
         """What it does now: `spec` with the workloads that it was switched to."""
         self.tracking: TrackingName = tracking_for(spec, tracking)
         with ExitStack() as undo:
-            self.memory = open_memory(spec)
+            self.memory = open_memory(spec, arriving=arriving)
             undo.callback(self.memory.close)
             self._written: Bytemap | None = None
             self._written_fd: int | None = None
@@ -66,13 +68,7 @@ class Guest:
             undo.callback(self._block.close)
             self._block.write_program(encode(spec))
             self._vcpus = undo.enter_context(
-                VcpuProcesses(
-                    spec,
-                    self.memory,
-                    self._block,
-                    self._written,
-                    vcpu_setup,
-                )
+                VcpuProcesses(spec, self.memory, self._block, self._written, vcpu_setup)
             )
             self.pids, self.pidfds = self._vcpus.pids, self._vcpus.pidfds
             self.userfaultfds = self._vcpus.userfaultfds
@@ -118,9 +114,9 @@ class Guest:
     ) -> Guest:
         """Make a VM that only waits: memory populated, vCPU processes forked and mapped.
 
-        Nothing writes its memory before `resume`. Arguments and errors as for `power_on`.
+        Before `resume` nothing writes its memory, and a swap file is its source's; see `power_on`.
         """
-        return cls(spec, vcpu_setup, tracking)
+        return cls(spec, vcpu_setup, tracking, arriving=True)
 
     # -- run and stop ---------------------------------------------------------------------
 

@@ -5,13 +5,14 @@ the VM is powered on, gone when it is off. The vCPU itself swaps when it meets a
 not there, and swaps out for it the page of its own that has been in longest, so the VM stays
 at its size. A vCPU only touches pages of its own: nothing is locked. Everybody else reads the
 table: a slot in the file for each page, outside guest memory, in a memfd.
+
+When the VM migrates the file stays where it is. The destination adopts the table, and lets no
+page go out until it is settled that the source never runs the VM again: until then no slot that
+the source's own table tells of is written.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import itertools
 import mmap
 import os
 from collections import deque
@@ -22,17 +23,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from testbed.errors import KernelError
 from testbed.guest.filling import fill_pages
 from testbed.guest.memory import PAGE_BYTES, WORDS_PER_PAGE, GuestMemory, zero_rows
-from testbed.units import format_size
+from testbed.guest.page_runs import bounds, once
+from testbed.guest.swap_file import SwapFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-_TABLE = np.dtype([("slot", "<u4"), ("swap_ins", "<u4")])  # slot: 1 and up; 0: in memory
+    from testbed.guest.bytemap import Bytemap
+
+TABLE = np.dtype([("slot", "<u4"), ("swap_ins", "<u4")])
+"""A row of the table for each page, its slot counted from 1, 0 if it is in memory; and then one
+whose slot is 1 while no page may go out."""
 _MADV_REMOVE = 9  # punches a hole into the memfd: other processes' mappings lose the page too
 _CHUNK_PAGES = 1024
 
@@ -53,12 +58,23 @@ class OvercommittedMemory(GuestMemory):
     (whoever reads another page in them makes it a page of zeros).
     """
 
-    def __init__(self, name: str, size_bytes: int, resident_bytes: int, directory: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        size_bytes: int,
+        resident_bytes: int,
+        directory: str,
+        *,
+        arriving: bool = False,
+    ) -> None:
         """Reserve the swap file, then make and populate the rest.
+
+        If the VM is `arriving` the file is its source's until `take_over`.
 
         Raises:
             ValueError: sizes are no whole pages, or there is nothing to swap or no place for it.
-            KernelError: the datastore is full or the file in use, or there is no memory left.
+            KernelError: the datastore is full, the file in use, or not there if it is to be the
+                source's; or there is no memory left.
         """
         if resident_bytes % PAGE_BYTES or not 0 < resident_bytes < size_bytes or not directory:
             raise ValueError(
@@ -67,16 +83,23 @@ class OvercommittedMemory(GuestMemory):
         self._swapped_at_first = (size_bytes - resident_bytes) // PAGE_BYTES
         self._closing = ExitStack()
         with ExitStack() as undo:
-            self._file = _reserve(Path(directory) / f"{name}.vswp", self._swapped_at_first, undo)
+            path = Path(directory) / f"{name}.vswp"
+            self._swap_file = SwapFile(path, self._swapped_at_first, arriving=arriving)
+            undo.callback(self._swap_file.close)
+            self._file = self._swap_file.rows
             count = size_bytes // PAGE_BYTES
             self.table_fd = os.memfd_create(f"swap-{name}", os.MFD_CLOEXEC)
             undo.callback(os.close, self.table_fd)
-            os.ftruncate(self.table_fd, count * _TABLE.itemsize)
-            table = np.frombuffer(mmap.mmap(self.table_fd, 0), _TABLE)
-            self._slot, self._swap_ins = table["slot"], table["swap_ins"]
+            os.ftruncate(self.table_fd, (count + 1) * TABLE.itemsize)
+            table = np.frombuffer(mmap.mmap(self.table_fd, 0), TABLE)
+            self._slot, self._swap_ins = table["slot"][:count], table["swap_ins"][:count]
+            self._held = table["slot"][count:]
             self._slot[count - self._swapped_at_first :] = np.arange(1, self._swapped_at_first + 1)
             self._map(name, size_bytes, PAGE_BYTES, resident_bytes)
             self._closing = undo.pop_all()
+        self.written: Bytemap | None = None
+        """Where a page that comes in is noted as written, if a byte map tracks writes."""
+        self._swap_ins_elsewhere = 0
         self._maker = os.getpid()
         self._forget(0)
 
@@ -119,10 +142,10 @@ class OvercommittedMemory(GuestMemory):
         """Have the caller's own pages in memory, and others out for them."""
         self._own()
         self.swap_in(pages)
-        new = _once(pages[~self._listed[pages]])
+        new = once(pages[~self._listed[pages]])
         self._listed[new] = True
         self._order.extend(new.tolist())
-        if self._free:
+        if self._free and not self._held[0]:
             self.swap_out(self._victims(len(self._free), set(pages.tolist())))
 
     def _victims(self, count: int, kept: set[int]) -> NDArray[np.int64]:
@@ -140,10 +163,12 @@ class OvercommittedMemory(GuestMemory):
 
     def swap_in(self, pages: NDArray[np.int64]) -> int:
         """Bring in those of the caller's own pages that are swapped; returns how many."""
-        swapped = _once(pages[self._slot[pages] != 0])
+        swapped = once(pages[self._slot[pages] != 0])
         if len(swapped):
             slots = self._slot[swapped] - 1
             self.words[swapped] = self._file[slots]
+            if self.written is not None:  # before the table: see swap_bitmap.py of the migration
+                self.written[swapped] = 1
             self._slot[swapped] = 0
             self._swap_ins[swapped] += 1
             self._free += slots.tolist()
@@ -160,8 +185,65 @@ class OvercommittedMemory(GuestMemory):
         slots = np.array([self._free.pop() for _ in range(len(pages))], np.uint32)
         self._file[slots] = self.words[pages]
         self._slot[pages] = slots + 1
-        for first, count in _runs(pages):
+        self.discard(pages)
+
+    def discard(self, pages: NDArray[np.int64]) -> None:
+        """Free the memory of these pages, ascending, whose content is elsewhere."""
+        for start, end in bounds(pages):
+            first, count = int(pages[start]), end - start
             self._mapping.madvise(_MADV_REMOVE, first * PAGE_BYTES, count * PAGE_BYTES)
+
+    def table(self) -> NDArray[np.uint32]:
+        """A copy of the table: each page's slot, counted from 1; 0: it is in memory."""
+        return self._slot.copy()
+
+    def adopt(self, pages: NDArray[np.int64], slots: NDArray[np.uint32], swap_ins: int) -> None:
+        """Have these pages, ascending, and no others, in these slots of the file.
+
+        Nobody runs the VM here. `swap_ins` is how many pages have come in since power on.
+
+        Raises:
+            ValueError: there are not these slots, or one has two pages.
+        """
+        places = np.sort(slots)
+        if len(slots) and not 0 < places[0] <= places[-1] <= self._swapped_at_first:
+            raise ValueError(f"slot {places[0]} or {places[-1]} of {self._swapped_at_first}")
+        if len(slots) != len(pages) or (places[1:] == places[:-1]).any():
+            raise ValueError(f"{len(slots)} slots, not each for one of {len(pages)} pages")
+        self._slot[:] = 0
+        self._slot[pages] = slots
+        self._swap_ins[:] = 0
+        self._swap_ins_elsewhere = swap_ins
+
+    def hand_over(self) -> None:
+        """Let another host have the file; the VM stands still here from now on."""
+        self._swap_file.release()
+
+    def take_over(self) -> None:
+        """Take the file, before the VM runs here; no page goes out until `settle`.
+
+        What vCPUs still owed at the source goes out now: these slots held nothing.
+
+        Raises:
+            KernelError: another host has the file, or it is gone.
+        """
+        self._swap_file.take()
+        self._held[0] = 1
+        full = np.zeros(self._swapped_at_first + 1, np.bool_)
+        full[self._slot] = full[0] = True
+        self._free = (np.flatnonzero(~full) - 1).tolist()
+        if self._free:
+            self.swap_out(np.flatnonzero(self._slot == 0)[-len(self._free) :])
+
+    def take_back(self) -> None:
+        """Take the file as it was handed over; errors as for `take_over`."""
+        self._swap_file.take()
+        self._swap_file.keep()
+
+    def settle(self) -> None:
+        """The VM is here for good: pages may go out, and the file goes when the VM does."""
+        self._swap_file.keep()
+        self._held[0] = 0
 
     def swap_bitmap(self) -> bytes:
         """A bit a page, the first page the lowest bit of the first byte: 1 if it is swapped."""
@@ -169,7 +251,8 @@ class OvercommittedMemory(GuestMemory):
 
     def swap_counters(self) -> SwapCounters:
         """What was swapped until now, by all vCPUs."""
-        now, ins = int(np.count_nonzero(self._slot)), int(self._swap_ins.sum(dtype=np.int64))
+        now = int(np.count_nonzero(self._slot))
+        ins = int(self._swap_ins.sum(dtype=np.int64)) + self._swap_ins_elsewhere
         return SwapCounters(now, ins, ins + now - self._swapped_at_first)
 
     def fill(self, first: int, count: int, seed_key: int) -> None:
@@ -202,50 +285,13 @@ class OvercommittedMemory(GuestMemory):
 
     def populate(self) -> None:
         """Fill this process's page tables with what is in memory."""
-        for first, count in _runs(np.flatnonzero(self._slot == 0)):
-            self._populate(first * PAGE_BYTES, count * PAGE_BYTES)
+        pages = np.flatnonzero(self._slot == 0)
+        for start, end in bounds(pages):
+            self._populate(int(pages[start]) * PAGE_BYTES, (end - start) * PAGE_BYTES)
 
     def close(self) -> None:
         """Give memory and swap file back."""
         super().close()
         self._file = self.words
-        self._slot = self._swap_ins = np.empty(0, np.uint32)
+        self._slot = self._swap_ins = self._held = np.empty(0, np.uint32)
         self._closing.close()
-
-
-def _reserve(path: Path, pages: int, undo: ExitStack) -> NDArray[np.uint64]:
-    """Make a swap file and map it as rows of words; `undo` deletes it."""
-    size_bytes = pages * PAGE_BYTES
-    what = f"{format_size(size_bytes)} for swap file {path}"
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        undo.callback(os.close, fd)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one left by a killed VM is nobody's
-        undo.callback(path.unlink, missing_ok=True)
-        os.ftruncate(fd, 0)
-        os.posix_fallocate(fd, 0, size_bytes)
-        mapping = mmap.mmap(fd, size_bytes)
-    except BlockingIOError as error:
-        cause, remedy = "another VM has it open", "give each VM a directory or name of its own"
-        raise KernelError("reserve", what, cause, remedy) from error
-    except OSError as error:
-        remedy = "reserve more of the VM's memory, or give it less"
-        if error.errno == errno.ENOSPC:
-            remedy = f"free room on the datastore, {remedy}"
-        raise KernelError("reserve", what, str(error.strerror), remedy) from error
-    return np.frombuffer(mapping, np.uint64).reshape(pages, WORDS_PER_PAGE)
-
-
-def _once(pages: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Them, ascending, each once."""
-    pages = np.sort(pages)
-    return pages[:1] if len(pages) < 2 else pages[np.append(True, pages[1:] != pages[:-1])]
-
-
-def _runs(pages: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Ascending pages as (first, count) of neighbours."""
-    breaks = np.flatnonzero(np.diff(pages) != 1) + 1
-    bounds = [0, *breaks.tolist(), len(pages)]
-    for start, end in itertools.pairwise(bounds):
-        if end > start:
-            yield int(pages[start]), end - start

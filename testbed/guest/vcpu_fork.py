@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from testbed import prctl
 from testbed.errors import KernelError
+from testbed.guest.swap import OvercommittedMemory
 from testbed.guest.userfaultfd import open_userfaultfd
 from testbed.guest.vcpu import Vcpu
 
@@ -62,6 +63,8 @@ def _become_vcpu(start: VcpuStart, parent: int) -> NoReturn:
     close_all_but(*kept)
     # select() takes low numbers only, and it alone sleeps for less than a millisecond.
     wake_fd = fcntl.fcntl(start.wake_fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    if isinstance(start.memory, OvercommittedMemory):
+        start.memory.written = start.written
     start.memory.populate()
     Vcpu(start, wake_fd).live()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from testbed.errors import TestbedError
 from testbed.guest import layout
 from testbed.guest.machine import Guest
+from testbed.migration import swap_bitmap
 from testbed.migration.charging import check_ledger
 from testbed.migration.incoming import Incoming
 from testbed.migration.listening import Listening
@@ -169,6 +170,7 @@ class Destination:
             first.send(pack(Kind.LOADED, 0, last))
             first.expect(Kind.RESUME)
             phase = Phase.RESUME
+            swap_bitmap.take_over(self.guest.memory)
             self.guest.resume()
         except (PeerError, WireError, TestbedError) as error:
             raise MigrationFailed(phase, streams.fail(error)) from error

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from testbed.guest.swap import OvercommittedMemory
 from testbed.migration import bitmap
+from testbed.migration.swap_bitmap import Arriving
 from testbed.migration.vector import PageVector
 from testbed.migration.wire import (
     NUMBER,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _STAMPS = 255
 _BITMAPS = {Kind.BITMAP, Kind.EXPECT, Kind.MISSING}
+_SWAP = {Kind.SWAPPED, Kind.SLOTS}
 
 
 class Arrivals:
@@ -47,6 +50,10 @@ class Arrivals:
         """What BITMAP said would come in the last iteration."""
         self.missing: NDArray[np.int64] | None = None
         """What MISSING said would come after the guest runs."""
+        self.swap: Arriving | None = None
+        """What is told of the swap file, if there is one."""
+        if isinstance(memory, OvercommittedMemory):
+            self.swap = Arriving(memory, self.stamps)
 
     def check(self, last_iteration: int, pages: int) -> None:
         """Prove that memory is whole, and the last iteration what BITMAP announced.
@@ -58,14 +65,18 @@ class Arrivals:
         Raises:
             WireError: it is not.
         """
-        if not self.stamps.all():
-            missing = int((self.stamps == 0).sum())
+        if missing := self._lacking():
             raise WireError(f"SWITCHOVER, but {missing} pages never came")
         if self.announced is None:
             return
         came = np.flatnonzero(self.stamps == stamp(last_iteration))
         if pages != len(self.announced) or not np.array_equal(came, self.announced):
             raise WireError(f"the bitmap told of {len(self.announced)} pages, {pages} others came")
+
+    def _lacking(self) -> int:
+        if self.swap is not None:
+            return self.swap.lacking()
+        return 0 if self.stamps.all() else int((self.stamps == 0).sum())
 
 
 def stamp(iteration: int) -> int:
@@ -125,6 +136,8 @@ class Receiver:
                 return frame
             elif frame.kind in _BITMAPS and self._first:
                 self._bitmap(frame)
+            elif frame.kind in _SWAP and self._first and self._arrivals.swap is not None:
+                self._arrivals.swap.receive(frame, self._stream)
             else:
                 raise WireError(f"{frame.kind.name} during the copy")
 
@@ -156,11 +169,8 @@ class Receiver:
         self._count += len(pages)
 
     def _bitmap(self, frame: Frame) -> None:
-        if not 0 <= frame.value <= bitmap.most_bytes(self._page_count):
-            raise WireError(f"{frame.kind.name} of {frame.value} bytes")
-        body = bytearray(frame.value)
-        self._stream.receive(body)
-        pages = bitmap.decode(frame.count, body, self._page_count)
+        receive = self._stream.receive
+        pages = bitmap.decode_parts(frame.count, frame.value, self._page_count, receive)
         if frame.kind is Kind.BITMAP:
             self._arrivals.announced = pages
         elif self._expect is None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from testbed.errors import TestbedError
-from testbed.guest.backing import check_movable, told
+from testbed.guest.backing import told
 from testbed.guest.tracing import TracedTracker
+from testbed.migration import swap_bitmap
 from testbed.migration.charging import check_ledger
 from testbed.migration.convergence import decide, overdue
 from testbed.migration.encrypted import CIPHER
@@ -82,7 +83,9 @@ def take_back(guest: Guest, hooks: SourceHooks | None = None) -> None:
 
     Raises:
         MigrationError: a vCPU doesn't answer.
+        KernelError: the destination is not gone: it has the VM's swap file.
     """
+    swap_bitmap.take_back(guest.memory)
     guest.resume()
     (hooks or SourceHooks()).uncut()
 
@@ -104,6 +107,7 @@ class _Source:
         self._phase = Phase.CONNECT
         self._seen = Observation(started_ns)
         self._out = Outgoing(spec, guest.memory, self._turn, ledger)
+        self._swap = swap_bitmap.Leaving(guest.memory, compacted=spec.bitmap != "full")
         self._slowing = Slowing(guest, spec)
         self._tracker: DirtyTracker
         self._traced: TracedTracker | None = None
@@ -126,7 +130,6 @@ class _Source:
     def run(self, undo: ExitStack) -> EngineReport:
         """All phases; what they acquire goes onto `undo`."""
         spec, out = self._spec, undo.enter_context(self._out)
-        check_movable(self._guest.spec)
         check_early(self._guest, spec)
         file = None
         if spec.may_resume_early and spec.resume_file:
@@ -160,7 +163,7 @@ class _Source:
         Returns:
             The pages left, found dirty already, and whether they come after resume.
         """
-        dirty, slowing = self._iterate(None), self._slowing
+        dirty, slowing = self._iterate(self._swap.first()), self._slowing
         while True:
             decision = decide(self._seen.iterations, self._spec, slowing.sleep_ns_per_ms)
             if decision.next != "copy":
@@ -181,9 +184,10 @@ class _Source:
         count = self._seen.pages_to_copy = (
             self._guest.memory.page_count if pages is None else len(pages)
         )
+        self._swap.tell(self._out.first)
         self._out.copy(pages, number)
         ended_ns = time.monotonic_ns()
-        dirty = self._tracker.collect()
+        dirty = self._swap.sendable(self._tracker.collect())
         self._seen.iterated(
             count, self._out, (at_ns, ended_ns), dirty_pages=len(dirty), stunned=False
         )
@@ -205,6 +209,7 @@ class _Source:
             self._seen,
             dirty=dirty,
             tracker=self._tracker,
+            swap=self._swap,
             early=early,
             cut=hooks.cut,
             uncut=hooks.uncut,
@@ -256,6 +261,7 @@ class _Source:
     def _hand_over(self, file: ResumeFile | None) -> Resumed:
         """Have it run there; should the network fail meanwhile, the file may say that it does."""
         first = self._out.first
+        swap_bitmap.hand_over(self._guest.memory)
         first.send(pack(Kind.RESUME))
         try:
             first.expect(Kind.RESUMED)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from testbed.migration.observation import Observation
     from testbed.migration.outgoing import Outgoing
     from testbed.migration.specification import MigrationSpec
+    from testbed.migration.swap_bitmap import Leaving
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ def stun(
     *,
     dirty: NDArray[np.int64],
     tracker: DirtyTracker,
+    swap: Leaving,
     early: bool,
     cut: Callable[[], None],
     uncut: Callable[[], None],
@@ -74,6 +76,7 @@ def stun(
         seen: its iterations.
         dirty: pages found dirty already, ascending.
         tracker: finds the rest.
+        swap: what the destination knows of the swap file.
         early: only the guest's own state is sent, and the rest once it runs.
         cut: at the first instant.
         uncut: if the guest runs on here.
@@ -105,6 +108,7 @@ def stun(
         if over := over_limit(seen.iterations, len(last), spec):
             raise MigrationError(f"{len(last)} pages left would make {over}")
         suspended_ns = time.monotonic_ns()
+        last = swap.last(last, out.first)
         seen.sample(Phase.SWITCHOVER, out.acknowledged_bytes(), len(last))
         out.switch_over(last, number, _announced(spec, last, missing))
         loaded_ns = time.monotonic_ns()
@@ -117,6 +121,8 @@ def stun(
         bitmap_bytes=out.bitmap_bytes,
         bitmap_ns=out.bitmap_ns,
         pages_after_resume=0 if missing is None else len(missing),
+        swapped_pages=swap.swapped_pages,
+        swap_bitmap_bytes=swap.bitmap_bytes,
     )
     return Stunned(began_ns, loaded_ns, len(last), missing, report)
 

@@ -8,6 +8,8 @@
     EXPECT    as BITMAP, before the stun: pages that will come only after the guest runs
     EXPECTED  they may be missing
     MISSING   as BITMAP: all pages that come only after the guest runs
+    SWAPPED   as BITMAP: pages that are in the swap file; what has come of them is of no use
+    SLOTS     count slots of the swap file, for the pages of the last SWAPPED; `value` swap-ins
     END       count pages were sent in iteration `value` on this stream
     ENDED     all of them are in the destination's memory
     SWITCHOVER as END, for the last iteration
@@ -64,6 +66,8 @@ class Kind(IntEnum):
     MISSING = 13
     EXPECT = 14
     EXPECTED = 15
+    SWAPPED = 16
+    SLOTS = 17
 
 
 _MOST = {

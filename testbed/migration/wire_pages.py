@@ -13,7 +13,9 @@ import numpy as np
 
 from testbed.guest.filling import fill_pages
 from testbed.guest.memory import PAGE_BYTES, WORDS_PER_PAGE, GuestMemory
+from testbed.guest.swap import OvercommittedMemory
 from testbed.guest.synthetic import MAGIC, SyntheticMemory
+from testbed.migration.swap_bitmap import OvercommittedPages
 from testbed.migration.wire import GATHER_PAGES, NUMBER, RUN_PAGES, WireError
 
 if TYPE_CHECKING:
@@ -169,6 +171,8 @@ def wire_pages(memory: Memory) -> WirePages:
     """
     if isinstance(memory, SyntheticMemory):
         return SyntheticPages(memory)
+    if isinstance(memory, OvercommittedMemory):
+        return OvercommittedPages(memory)
     if isinstance(memory, GuestMemory):
         return RealPages(memory)
     raise TypeError(f"the engine can't send {type(memory).__name__}")

@@ -118,7 +118,8 @@ class Switchover:
     `estimated_ns` is what the pages left were expected to take before the guest was stopped.
     `suspend_ns` until it stood still and its last pages were found; `bitmap_ns` until the bitmap
     of `bitmap_bytes` was encoded and sent; `copy_ns` until the destination had all that it
-    waits for, the bitmap included. `pages_after_resume` were left for later.
+    waits for, the bitmap included. `pages_after_resume` were left for later. `swapped_pages` stay
+    in the swap file: the swap bitmap and their slots were told in `swap_bitmap_bytes`.
     """
 
     estimated_ns: int
@@ -128,6 +129,8 @@ class Switchover:
     bitmap_bytes: int
     bitmap_ns: int
     pages_after_resume: int
+    swapped_pages: int = 0
+    swap_bitmap_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

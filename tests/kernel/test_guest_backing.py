@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
-import pickle
 import secrets
-import socket
 import subprocess
 import threading
 import time
-import traceback
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,9 +25,9 @@ from testbed.guest.trace import TraceMode
 from testbed.guest.workloads import Writer
 from testbed.lab.compare import compare
 from testbed.migration.destination import Destination, DestinationHooks
-from testbed.migration.phase import MigrationFailed
 from testbed.migration.source import migrate
 from testbed.migration.specification import MigrationSpec
+from tests.kernel.namespaced import in_a_namespace
 
 pytestmark = pytest.mark.root
 
@@ -119,27 +115,6 @@ def test_a_machine_without_large_pages_is_told_what_to_do(monkeypatch):
 # ---------------------------------------------------------------- synthetic memory
 
 
-def in_a_namespace(work):
-    """What `work` returns, in a process of its own with nothing but a loopback interface."""
-    mine, its = socket.socketpair()
-    pid = os.fork()
-    if not pid:
-        try:
-            assert ctypes.CDLL(None).unshare(0x40000000) == 0
-            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-            its.sendall(pickle.dumps(work()))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    with mine, its:
-        its.close()
-        parts = b"".join(iter(lambda: mine.recv(1 << 20), b""))
-        os.waitpid(pid, 0)
-    assert parts, "it failed"
-    return pickle.loads(parts)
-
-
 def moved(spec):
     """Migrate a guest over loopback; the report, and how its memories compared at rest."""
     migration = MigrationSpec(
@@ -218,22 +193,6 @@ def test_an_overcommitted_guest_writes_what_it_would_have_written(tmp_path):
         first = layout.first_data_page(spec.vcpus)
         assert (again.words[first:] == words[first:]).all()
     assert not list(tmp_path.iterdir())
-
-
-def test_swapped_pages_are_not_migrated(tmp_path):
-    spec = busy(resident_bytes=24 * MIB, directory=str(tmp_path))
-    nobody = MigrationSpec(
-        migration_id=1,
-        secret=bytes(32),
-        guest=spec,
-        source_address="192.0.2.1",  # nowhere: it isn't even tried
-        destination_address="192.0.2.2",
-    )
-    with Guest.power_on(spec) as guest:
-        with pytest.raises(MigrationFailed, match="swap file") as refused:
-            migrate(guest, nobody)
-        assert "reserve all of its memory" in str(refused.value)
-        assert guest.running
 
 
 def test_a_full_datastore_is_an_error_before_the_vm_runs(tmp_path):
