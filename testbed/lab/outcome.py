@@ -150,6 +150,7 @@ def migration_result(
         ],
         "felt": felt,
         "path_goodput_bps": together_bps(ways, goodputs),
+        "rtt_ns": terms.rtt_ns,
     }
 
 

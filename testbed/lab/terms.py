@@ -33,7 +33,7 @@ class Terms:
 
     `profile` is what both hosts agree on; `hosts`, source and destination, have their own in them.
     `accounts` are what their CPUs are charged (`accounts.terms`); None: nothing. `management` are
-    the ends of the management traffic.
+    the ends of the management traffic, `rtt_ns` is the round trip over the first path.
     """
 
     paths: tuple[AdapterPath, ...]
@@ -43,6 +43,7 @@ class Terms:
     accounts: tuple[Message | None, Message | None]
     management: Ends
     notices: tuple[str, ...]
+    rtt_ns: int
 
     def spec_at(self, end: int) -> dict[str, Any]:
         """The specification as JSON with what it costs at the source (0) or the destination (1)."""
@@ -142,4 +143,5 @@ async def terms(estate: Estate, running: RunningVM, to: Host, request: Message) 
             (charged[0], charged[1]),
         ),
         notices=tuple(notices),
+        rtt_ns=found.rtts_ns[0],
     )

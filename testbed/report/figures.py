@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from testbed.guest.trace import describe_mode
 from testbed.profiles import DEFAULT
 from testbed.report.felt import in_short
-from testbed.report.hosts import describe
+from testbed.report.hosts import describe, limit_of_rtt
 from testbed.report.switchover_figures import switchover_rows
 from testbed.units import format_byte_rate, format_duration, format_rate, format_size
 
@@ -149,6 +149,16 @@ def summary(result: MigrationResult) -> list[Figure]:
     for host in result.hosts:
         if host.profile != DEFAULT:
             found.append(Figure(f"Host {host.name}", *describe(host, result.scale_divisor)))
+    if result.rtt_ns is not None:
+        limit = limit_of_rtt(result.hosts)
+        supported = f"; supported up to {limit}" if limit is not None else ""
+        found.append(
+            Figure(
+                "Round trip",
+                format_duration(result.rtt_ns) + supported,
+                "median of echoes over the migration's first path, before it began",
+            )
+        )
     found += [_wire_figure(wire) for wire in result.wires]
     found += [Figure("Notice", notice, "from the topology") for notice in result.notices]
     return found

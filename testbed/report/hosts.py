@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from testbed.profiles.keys import KEYS
+from testbed.units import parse_duration_ns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from testbed.profiles import Profile
 
 
@@ -55,3 +58,16 @@ def describe(host: HostReport, scale_divisor: int) -> tuple[str, str]:
     kinds = Counter(value.kind for value in host.values.values())
     known = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return text, f"of the profile's values {known}; the result has each with its source"
+
+
+def limit_of_rtt(hosts: Sequence[HostReport]) -> str | None:
+    """`5 ms (esx-4.0)`: the shortest that their profiles support; None if none has a limit."""
+    limits = [
+        (parse_duration_ns(value), value, host.profile)
+        for host in hosts
+        if (value := host.values["rtt_limit"].value) != "none"
+    ]
+    if not limits:
+        return None
+    _, text, profile = min(limits)
+    return f"{text} ({profile})"

@@ -12,6 +12,7 @@ from testbed.report.document import document, table
 from testbed.report.felt_page import chart_part, felt_figures
 from testbed.report.figures import COLUMNS, iteration_cells, succeeded, summary, verdict
 from testbed.report.files import write_whole
+from testbed.report.rtt_chart import limits_of, rtt_chart
 from testbed.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -84,7 +85,25 @@ def _charts(result: MigrationResult) -> list[str]:
         ),
         svg.render(pages_chart(engine)),
         "<output></output></figure>",
+        *_limits_chart(result, engine),
         *(chart_part(result.felt, engine) if result.felt is not None else ()),
+    ]
+
+
+def _limits_chart(result: MigrationResult, engine: EngineReport) -> list[str]:
+    """Where the hosts were modelled: what their CPU and the window allow at other distances."""
+    limits = limits_of(result)
+    if limits is None or result.rtt_ns is None:
+        return []
+    return [
+        "<h2>What limits it, over the round-trip time</h2>",
+        (
+            '<figure><figcaption><span class="key second"></span>what the CPU allows, and as a dot '
+            'the first round of this run &nbsp; <span class="key first"></span>window / RTT: what '
+            "the payload in flight allows</figcaption>"
+        ),
+        svg.render(rtt_chart(limits, engine, result.rtt_ns)),
+        "<output></output></figure>",
     ]
 
 

@@ -227,7 +227,8 @@ class MigrationResult:
     with latency, `notices` what a reader has to know beside the figures. `felt` is what the guest
     and its clients felt; None if nothing watched. `topology_files` are the texts of the files that
     the topology names (traces, profiles), by their paths in it; `hosts` the source and the
-    destination, as they were modelled.
+    destination, as they were modelled; `rtt_ns` the round trip between them before it began, over
+    the first of its paths, the median of some echoes.
     """
 
     schema_version: int
@@ -255,6 +256,7 @@ class MigrationResult:
     felt: Felt | None = None
     topology_files: dict[str, str] = field(default_factory=dict)
     hosts: tuple[HostReport, ...] = ()
+    rtt_ns: int | None = None
 
     @property
     def invalid(self) -> str | None:

@@ -52,6 +52,7 @@ class Chart:
     """A chart over time. `readings` are (time, text) for the read-out under the pointer.
 
     Values are divided by `divisor` before they are drawn, `unit` names what they then are.
+    `axis` says of what the times are.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Chart:
     bands: tuple[Band, ...] = ()
     limit: Limit | None = None
     readings: tuple[tuple[float, str], ...] = ()
+    axis: str = "Time since the migration began"
 
 
 def ticks(limit: float, most: int = 6) -> list[float]:
@@ -174,7 +176,7 @@ class _Drawing:
             )
             parts.append(_text(x, bottom + 18, tick_label(value, values[1]), "tick", "middle"))
         middle = LEFT + PLOT_WIDTH / 2
-        title = f"Time since the migration began, {unit}"
+        title = f"{self.chart.axis}, {unit}"
         parts.append(_text(middle, HEIGHT - 6, title, "axis-title", "middle"))
         return parts
 
