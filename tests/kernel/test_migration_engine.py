@@ -270,7 +270,7 @@ def test_nobody_listens(start):
 
 
 def test_a_guest_that_is_faster_than_the_path_stays_and_says_so(start, namespaces):
-    spec = specification()
+    spec = specification(dirty_rate=100 * 10**6)
     slow(namespaces)
     there, here = start(1, destination(spec)), start(0, source(spec))
     there.told()
