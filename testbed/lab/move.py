@@ -91,9 +91,11 @@ class Move:
                 await alter_steps(estate, now.altered)
                 undo.remove(now.gone)
                 moves.end(estate, name, arrived=True)
-        if outcome.lost:
+        if outcome.lost and outcome.failure is not None:
             self.running.channel.trouble = f"it was lost on its way to {to}, with pages missing"
             await self.running.channel.end()
+            again = f"'testbed up {estate.journal.topology_file}' powers it on afresh"
+            outcome.failure["remedy"] = again
         return outcome
 
     async def _settle(self, arriving: Child, memory_fd: int, step: PowerOn) -> None:

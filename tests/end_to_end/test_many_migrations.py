@@ -15,11 +15,13 @@ import pytest
 
 from testbed import topology as topologies
 from testbed.kernel import netns
+from testbed.lab.accounts import ledger_path
 from testbed.lab.client import request
 from testbed.lab.directory import LabDirectory
 from testbed.lab.down import down
 from testbed.lab.journal import Journal
 from testbed.lab.up import up
+from testbed.ledger import Ledger
 from tests.end_to_end.labs import run, status
 
 if TYPE_CHECKING:
@@ -155,6 +157,69 @@ def test_a_host_is_emptied_powered_off_and_taken_back(many: Callable[[str], str]
     assert "'testbed evacuate esx02 --exit'" in refused.stderr
     run("evacuate", "esx02", "--exit", "--lab", name)
     run("migrate", "db01", "--to", "esx02", "--lab", name, "--no-results")
+
+
+TWO_NICS = """\
+name: terms
+profile: vsphere-7.0
+switches: {tor: {mtu: 9000}}
+datastores: {shared01: {hosts: "esx[01-02]"}}
+distributed_switches:
+  DSwitch:
+    mtu: 9000
+    uplinks: [uplink1, uplink2]
+    portgroups:
+      Management: {vlan: 5}
+      vMotion-1: {teaming: {active: [uplink1]}}
+      vMotion-2: {teaming: {active: [uplink2]}}
+hosts:
+  "esx[01-02]":
+    cpu: {cores: 4, mhz: 2260}
+    memory: 64MiB
+    nics:
+      vmnic0: {switch: tor, rate: 100Mbit, mtu: 9000, uplink: DSwitch/uplink1}
+      vmnic1: {switch: tor, rate: 100Mbit, mtu: 9000, uplink: DSwitch/uplink2}
+    vmks:
+      vmk0: {portgroup: Management, ip: "192.168.5.[11-12]/24", services: [management]}
+      vmk1: {portgroup: vMotion-1, ip: "192.168.20.[11-12]/24", services: [vmotion], mtu: 9000}
+      vmk2: {portgroup: vMotion-2, ip: "192.168.20.[21-22]/24", services: [vmotion], mtu: 9000}
+vms:
+  db01: {host: esx01, memory: 16MiB, datastore: shared01, nics: []}
+"""
+
+
+def test_a_move_is_made_on_the_terms_of_the_profile(tmp_path: Path) -> None:
+    """Over both NICs, encrypted, charged, announced over the management network, logged."""
+    try:
+        up(topologies.loads(TWO_NICS, "terms.yaml"))
+        directory = LabDirectory("terms")
+        run("migrate", "db01", "--to", "esx02", "--results", tmp_path)
+        (result,) = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
+        engine = result["engine"]
+        ways = {(one["source_address"], one["destination_address"]) for one in engine["streams"]}
+        assert ways == {("192.168.20.11", "192.168.20.12"), ("192.168.20.21", "192.168.20.22")}
+        assert all(one["bytes"] > 1 << 20 for one in engine["streams"])  # of 16 MB
+        assert result["path_goodput_bps"] == pytest.approx(198e6, rel=0.01)
+        assert "AES" in engine["encryption"]
+        assert any("a specification of" in notice for notice in result["notices"])
+        for host in ("esx01", "esx02"):
+            used = Ledger.join(ledger_path(directory, host)).used()
+            assert used["vmotion"] > 16 << 20  # a cycle a byte, at least
+            assert used["management"] > 0
+        old = ("migrate", "db01", "--to", "esx01", "--profile", "esx-4.0", "--results", tmp_path)
+        refused = run(*old, "--encryption", "required", check=False)
+        assert "profile esx-4.0 of esx02 has none" in refused.stderr
+        run(*old)
+        (again,) = [
+            one
+            for one in (json.loads(file.read_text()) for file in tmp_path.glob("*.json"))
+            if one["destination"] == "esx01"
+        ]
+        (stream,) = again["engine"]["streams"]  # it knows one NIC, and a fixed window
+        assert stream["window_bytes"] == 263536
+        assert 0 < stream["most_in_flight_bytes"] <= 1.25 * 263536
+    finally:
+        down("terms")
 
 
 def hosts(lab: str) -> dict[str, str]:
