@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from testbed.migration.handshake import KEY_BYTES
+from testbed.migration.sockets import window_clamp
 from testbed.migration.stream import Stream
 from testbed.migration.wire import WireError
 
@@ -172,8 +173,12 @@ def proved(
     Raises:
         ValueError: it is, and there are no keys.
     """
-    if not spec.encrypted:
-        return Stream(sock, spec.timeout_ns)
-    if keys is None:
-        raise ValueError("an encrypted stream needs the keys of its handshake")
-    return EncryptedStream(sock, spec.timeout_ns, keys, at_source=at_source)
+    if spec.encrypted:
+        if keys is None:
+            raise ValueError("an encrypted stream needs the keys of its handshake")
+        stream: Stream = EncryptedStream(sock, spec.timeout_ns, keys, at_source=at_source)
+    else:
+        stream = Stream(sock, spec.timeout_ns)
+    if not at_source and spec.window_bytes is not None:
+        stream.clamp_bytes = window_clamp(sock, spec.window_bytes)
+    return stream

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from testbed.errors import KernelError
+from testbed.migration import tcp_info
 from testbed.migration.stream import TURN_NS, PeerError
 
 if TYPE_CHECKING:
@@ -75,19 +76,31 @@ def _set_buffer(sock: socket.socket, name: str, size_bytes: int) -> None:
 def limit_window(sock: socket.socket, window_bytes: int | None) -> None:
     """Have the peer keep no more payload in flight than this; None: what the kernel allows.
 
-    Of a listening socket and of each that it accepted. This kernel admits twice the clamp
-    (kernel-notes.md); what was in flight, the result tells.
+    Of a listening socket and of each that it accepted. The kernel raises the clamp again with a
+    buffer that grows, so that is fixed; and when it learns how large segments are, so the stream
+    that receives keeps the clamp (`Stream.clamp_bytes`). What was in flight, the result tells.
 
     Raises:
         KernelError: the kernel set another.
     """
     if window_bytes is None:
         return
-    clamp = window_bytes // 2
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, clamp)
+    # Half of it is for the kernel's own overhead. What the specification asks for may be more.
+    held_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    _set_buffer(sock, "receive", max(held_bytes, 2 * window_bytes))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, window_bytes)
     found = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP)
-    if found != clamp:
-        raise KernelError("limit window to", f"{clamp} bytes", f"the socket has {found}")
+    if found != window_bytes:
+        raise KernelError("limit window to", f"{window_bytes} bytes", f"the socket has {found}")
+
+
+def window_clamp(sock: socket.socket, window_bytes: int) -> int:
+    """The clamp of a connection whose peer is to keep no more in flight.
+
+    A window is told in units that were agreed on as it was made, and rounded up to one.
+    """
+    unit = 1 << tcp_info.window_scale(sock)
+    return max(window_bytes // unit, 1) * unit
 
 
 def listen(spec: MigrationSpec, address: str | None = None) -> socket.socket:

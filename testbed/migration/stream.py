@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # So long may one call block: progress is reported and a cancelled migration noticed as often.
 TURN_NS = 50_000_000
+# So much is received before the kernel knows how large segments are, and sets another window.
+_LEARNING_BYTES = 1 << 20
 
 
 class PeerError(Exception):
@@ -33,7 +35,8 @@ class Stream:
 
     `turn` is called whenever a call has blocked for 50 ms. `pay` is told of all bytes that were
     sent or received, and may take its time. `moved` is a number that grows while the peer lives:
-    a call that is blocked is given up when it has not grown for the timeout.
+    a call that is blocked is given up when it has not grown for the timeout. `clamp_bytes` is the
+    largest window that is told the peer (`sockets.window_clamp`); None: the kernel's.
     """
 
     def __init__(self, sock: socket.socket, timeout_ns: int) -> None:
@@ -42,6 +45,7 @@ class Stream:
         self.pay: Callable[[int], None] = _no_pay
         self.moved: Callable[[], int] = self.acknowledged_bytes
         self.name = ""  # begins the texts of its errors
+        self.clamp_bytes: int | None = None
         self.most_in_flight_bytes = 0
         sock.settimeout(None)
         limit = struct.pack("ll", 0, TURN_NS // 1000)
@@ -49,6 +53,7 @@ class Stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._header = bytearray(HEADER_BYTES)
         self._fd = sock.fileno()
+        self._received_bytes = 0
         self._addresses = _addresses(sock)  # a connection that has failed has none
 
     def close(self) -> None:
@@ -90,18 +95,32 @@ class Stream:
         done = 0
 
         def transfer() -> int:
-            return self.socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
+            return self.socket.recv_into(view[done:], 0, self._waiting())
 
         while done < len(view):
-            done += _alive(self._try(transfer, "receive"))
+            done += self._received(self._try(transfer, "receive"))
         self.pay(done)
 
     def receive_pages(self, vector: PageVector) -> None:
         """Fill all that a vector points at; errors as `receive`."""
         size_bytes = vector.left
         while vector.left:
-            _alive(self._try(lambda: vector.receive(self._fd, socket.MSG_WAITALL), "receive"))
+            self._received(self._try(lambda: vector.receive(self._fd, self._waiting()), "receive"))
         self.pay(size_bytes)
+
+    def _waiting(self) -> int:
+        """Flags of a call that receives: whether it waits until all has come."""
+        learning = self.clamp_bytes is not None and self._received_bytes < _LEARNING_BYTES
+        return 0 if learning else socket.MSG_WAITALL
+
+    def _received(self, size_bytes: int) -> int:
+        if size_bytes == 0:
+            raise PeerError("the peer has closed the connection")
+        if self.clamp_bytes is not None:
+            self._received_bytes += size_bytes
+            option = socket.TCP_WINDOW_CLAMP
+            self.socket.setsockopt(socket.IPPROTO_TCP, option, self.clamp_bytes)
+        return size_bytes
 
     def receive_frame(self) -> Frame:
         """The next header.
@@ -244,9 +263,3 @@ def _no_turn() -> None:
 
 def _no_pay(_: int) -> None:
     pass
-
-
-def _alive(got: int) -> int:
-    if got == 0:
-        raise PeerError("the peer has closed the connection")
-    return got

@@ -48,6 +48,11 @@ def received_bytes(sock: socket.socket) -> int:
     return _bytes(sock)[1]
 
 
+def window_scale(sock: socket.socket) -> int:
+    """By how many bits the windows that this end tells are shifted."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[6] >> 4  # a field of 4 bits
+
+
 def _bytes(sock: socket.socket) -> tuple[int, int]:
     data = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES.size)
     acknowledged, received = _BYTES.unpack(data)
