@@ -45,10 +45,7 @@ def lacks_missing_pages(spec: GuestSpec, tracking: TrackingName) -> str | None:
     if spec.backing == "synthetic":
         return "the pages of synthetic memory are in no page table, so a vCPU can't wait for one"
     if spec.resident_bytes is not None and spec.resident_bytes < spec.memory_bytes:
-        return (
-            "pages of it are in its swap file, which a page that comes would have to go through; "
-            "reserve all of its memory, or have all pages come before it is resumed"
-        )
+        return "pages of it are in its swap file, which a page that comes would have to go through"
     if spec.page_bytes != SMALL_PAGE_BYTES:
         return f"its pages of {spec.page_bytes >> 20} MiB can't be missing one by one"
     try:

@@ -14,21 +14,19 @@ if TYPE_CHECKING:
 
 
 def _memory_reasons(vm: VM, destination: Host, here: list[VM]) -> list[str]:
-    """A host admits reservations; what it holds beyond them is not taken from running VMs."""
-    if vm.resident_bytes < vm.memory_bytes:
-        swapped = format_size(vm.memory_bytes - vm.resident_bytes)
-        cause = f"{swapped} of {vm.name}'s memory are in its swap file"
-        remedy = f"reserve all of its memory, or give {vm.host} more"
-        return [f"{cause}, and swapped pages are not migrated yet; {remedy}"]
+    """A host admits reservations; what it holds beyond them is not taken from running VMs.
+
+    What a VM has in its swap file stays there.
+    """
     free = destination.memory_bytes - sum(v.resident_bytes for v in here)
     unreserved = destination.memory_bytes - sum(v.reserved_bytes for v in here)
-    if vm.memory_bytes <= free:
+    if vm.resident_bytes <= free:
         return []
     needs = f"{destination.name} has {format_size(max(free, 0))} of memory free and {vm.name} needs"
     remedy = "raise the host's memory or move a VM away"
     if vm.reserved_bytes <= unreserved and free != unreserved:
         remedy += "; it could reserve enough, but running VMs keep the memory that they have"
-    return [f"{needs} {format_size(vm.memory_bytes)}; {remedy}"]
+    return [f"{needs} {format_size(vm.resident_bytes)}; {remedy}"]
 
 
 def reasons_against(

@@ -1,7 +1,7 @@
 """Compares two guests' memories at rest: a process that takes no part in the migration.
 
-Real memory by content. Of synthetic memory the leading pages, which are real, by content, and the
-rest by their versions: these are all that there is of them.
+Real memory by content, in the swap file too. Of synthetic memory the leading pages, which are real,
+by content, and the rest by their versions: these are all that there is of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from testbed.errors import LabError
 from testbed.guest import synthetic
+from testbed.lab.compare_swapped import Opened, compare_overcommitted, is_overcommitted
 from testbed.lab.lines import LineSocket
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ def open_memory(pid: int, descriptor: int) -> mmap.mmap:
         os.close(fd)
 
 
+def _compare_overcommitted(source: tuple[int, int], destination: tuple[int, int]) -> Comparison:
+    with Opened.of(*source) as ours, Opened.of(*destination) as theirs:
+        return Comparison(*compare_overcommitted(ours, theirs), "content")
+
+
 def require_two(source: tuple[int, int], destination: tuple[int, int]) -> None:
     """Prove that two (pid, descriptor) pairs are two memories: one is always like itself.
 
@@ -101,8 +107,10 @@ def require_two(source: tuple[int, int], destination: tuple[int, int]) -> None:
 def run(control: socket.socket, source: tuple[int, int], destination: tuple[int, int]) -> None:
     """Compare the memories of two processes, each (pid, descriptor), and answer on `control`."""
     require_two(source, destination)
-    memories = [open_memory(*source), open_memory(*destination)]
-    found = compare(*memories)
+    if is_overcommitted(source[0]):
+        found = _compare_overcommitted(source, destination)
+    else:
+        found = compare(open_memory(*source), open_memory(*destination))
     LineSocket(control).send(
         {
             "pages_compared": found.pages,

@@ -21,7 +21,7 @@ from testbed.lab.counting import count
 from testbed.lab.lines import LineSocket, Message
 from testbed.lab.plug import Plug
 from testbed.ledger import Ledger
-from testbed.migration import destination, source
+from testbed.migration import destination, source, swap_bitmap
 from testbed.migration.phase import MigrationFailed, MigrationLost, MigrationUncertain
 from testbed.migration.specification import MigrationSpec
 
@@ -252,6 +252,7 @@ class _Vmx:
             arrival = prepared.receive(hooks)
             self._guest = arrival.guest
             self._say({"event": "arrived", "memory_fd": arrival.guest.memory.fd})
+            swap_bitmap.settle(arrival.guest.memory)
             if arrival.trouble:
                 self._control.send({"event": "trouble", "message": arrival.trouble})
             plug.announce_again()

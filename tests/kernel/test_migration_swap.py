@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,10 +20,10 @@ from testbed.guest.memory import GuestMemory
 from testbed.guest.specification import GuestSpec
 from testbed.guest.tasks.build import build, fill_key, filled
 from testbed.guest.workloads import Oltp, Writer
-from testbed.lab.compare_swapped import Opened, compare_overcommitted
 from testbed.migration import swap_bitmap
 from testbed.migration.destination import Destination, DestinationHooks
 from testbed.migration.phase import MigrationFailed, MigrationUncertain, Phase
+from testbed.migration.sdps import SdpsSpec
 from testbed.migration.source import SourceHooks, migrate, take_back
 from testbed.migration.specification import MigrationSpec, StreamSpec
 from tests.kernel.namespaced import in_a_namespace
@@ -62,6 +62,8 @@ def specification(guest, **changes):
         "source_address": "127.0.0.1",
         "destination_address": "127.0.0.1",
         "timeout_ns": 10_000_000_000,
+        "switchover_goal_ns": 3_000_000,
+        "sdps": SdpsSpec(),
     }
     return MigrationSpec(**{**fields, **changes})
 
@@ -71,10 +73,6 @@ def wait_until(condition, seconds=10):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
-
-
-def resident_pages(guest):
-    return os.fstat(guest.memory.fd).st_blocks // 8
 
 
 def swaps(guest, count):
@@ -104,23 +102,13 @@ def wrong_pages(guest):
         return int((again.words[first:] != words[first:]).any(axis=1).sum())
 
 
-def moved(guest, migration, tracking, compared=None, hooks=None):
+def moved(guest, migration, tracking):
     """Migrate it and power it off here; the guest there, which is its own, and the report."""
     with Destination(migration, tracking=tracking) as there:
-        arrivals = []
-
-        def hold():
-            pairs = [(os.getpid(), one.memory.fd) for one in (guest, there.guest)]
-            with ExitStack() as undo:
-                sides = [undo.enter_context(Opened.of(*pair)) for pair in pairs]
-                compared.append(compare_overcommitted(*sides))
-
-        receive = there.receive
-        thread = threading.Thread(
-            target=lambda: arrivals.append(receive(DestinationHooks(hold=hold)))
-        )
+        arrivals, receive = [], there.receive
+        thread = threading.Thread(target=lambda: arrivals.append(receive()))
         thread.start()
-        report = migrate(guest, migration, hooks)
+        report = migrate(guest, migration)
         thread.join()
         guest.power_off()
         here = arrivals[0].guest
@@ -141,10 +129,11 @@ def test_an_overcommitted_guest_moves_there_and_back(tmp_path, tracking):
         told = []
         guest = Guest.power_on(spec, tracking=tracking)
         for changes in kinds:
-            swaps(guest, 500)
+            swaps(guest, 300)
             guest, report = moved(guest, specification(spec, **changes), tracking)
-            told.append((report, guest.memory.swap_counters(), resident_pages(guest)))
-        swaps(guest, 500)
+            told.append((report, guest.memory.swap_counters()))
+        swaps(guest, 300)
+        wait_until(lambda: guest.memory.swap_counters().swapped_pages > 1900)  # they go out again
         assert (tmp_path / "vm.vswp").stat().st_size == 8 * MIB
         with guest:
             return told, wrong_pages(guest), guest.memory.swap_counters()
@@ -152,36 +141,18 @@ def test_an_overcommitted_guest_moves_there_and_back(tmp_path, tracking):
     told, wrong, counters = in_a_namespace(work)
     assert wrong == 0
     last = 0
-    for report, after, resident in told:
+    for report, after in told:
         switchover = report.switchover
         assert 0 < switchover.swapped_pages <= 2048
         least = 4 * switchover.swapped_pages + 2 * 16
         assert least < switchover.swap_bitmap_bytes <= least + 6144 // 8
-        assert after.swap_ins >= last + 500  # it counts on
+        assert after.swap_ins >= last + 300  # it counts on
         last = after.swap_ins
-        assert report.iterations[0].pages <= 4096 + 600  # swapped pages were not sent
-        assert resident <= 4096 + 600
+        assert report.iterations[0].pages < 6144 - 1000  # swapped pages were not sent
     full = told[1][0].switchover
     assert full.swap_bitmap_bytes == 4 * full.swapped_pages + 2 * 16 + 6144 // 8
     assert counters.swap_ins > last
     assert not list(tmp_path.iterdir())
-
-
-def test_every_word_is_compared_wherever_it_is(tmp_path):
-    spec = guest_spec(tmp_path)
-
-    def work():
-        compared = []
-        guest = Guest.power_on(spec)
-        swaps(guest, 500)
-        guest, report = moved(guest, specification(spec, verify=True), None, compared)
-        with guest:
-            return compared[0], report.switchover.swapped_pages, wrong_pages(guest)
-
-    found, swapped, wrong = in_a_namespace(work)
-    assert found == (6144, [])
-    assert swapped > 1000
-    assert wrong == 0
 
 
 @contextmanager
@@ -221,7 +192,7 @@ def test_it_goes_on_at_its_source_if_the_destination_dies_after_it_ran_there(tmp
                 migrate(guest, migration)
             assert not guest.running
             take_back(guest)
-            swaps(guest, 1000)
+            swaps(guest, 500)
             assert (tmp_path / "vm.vswp").exists()
             return wrong_pages(guest)
 

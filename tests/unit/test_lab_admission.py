@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
@@ -91,15 +92,16 @@ def test_room_counts_what_has_moved_there(topology: Topology) -> None:
     assert "1 GiB of memory free" in reason
 
 
-def test_swapped_pages_stay_where_they_are() -> None:
+def test_a_host_needs_room_for_what_is_not_swapped() -> None:
     text = TEXT.replace("memory: 4GiB", "memory: 1GiB").replace(
         "memory: 2GiB", "memory: 1536MiB\n    reservation: 50%"
     )
     over = topologies.loads(text, "over.yaml")
     assert over.vm("db01").resident_bytes == 1 << 30
-    (reason,) = reasons_against(over, {}, over.vm("db01"), over.host("esx02"))
-    assert "512 MiB of db01's memory are in its swap file" in reason
-    assert "reserve all of its memory" in reason
+    assert reasons_against(over, {}, over.vm("db01"), over.host("esx02")) == ()
+    smaller = replace(over.host("esx02"), memory_bytes=(1 << 30) - 4096)
+    (reason,) = reasons_against(over, {}, over.vm("db01"), smaller)
+    assert "of memory free and db01 needs 1 GiB" in reason
 
 
 def test_a_host_has_what_its_vms_hold_and_not_only_what_they_reserve() -> None:
