@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 TURN_NS = 50_000_000
 # So much is received before the kernel knows how large segments are, and sets another window.
 _LEARNING_BYTES = 1 << 20
+# What was let in flight until then is through by now, and the window is the one asked for.
+_SETTLED_BYTES = 4 * _LEARNING_BYTES
 
 
 class PeerError(Exception):
@@ -200,8 +202,9 @@ class Stream:
         """Look at how much is in flight; the most that was seen is reported."""
         if self.socket.family == socket.AF_UNIX:
             return
-        in_flight_bytes = tcp_info.read(self.socket).in_flight_bytes
-        self.most_in_flight_bytes = max(self.most_in_flight_bytes, in_flight_bytes)
+        info = tcp_info.read(self.socket)
+        if info.acknowledged_bytes >= _SETTLED_BYTES:
+            self.most_in_flight_bytes = max(self.most_in_flight_bytes, info.in_flight_bytes)
 
     def receive_buffer_bytes(self) -> int:
         """The receive buffer, as large as the kernel has made it by now."""

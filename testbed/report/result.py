@@ -83,8 +83,8 @@ class StreamReport:
     """One TCP stream, as TCP_INFO told at its end.
 
     `bytes` are all that it carried and the peer acknowledged. `most_in_flight_bytes` is the most
-    payload that was seen sent but not yet acknowledged, in samples 25 ms apart, and
-    `window_bytes` what it was to be limited to; None: it was not.
+    payload that was seen sent but not yet acknowledged, in samples 25 ms apart after the first
+    4 MiB, and `window_bytes` what it was to be limited to; None: it was not.
     """
 
     source_address: str
