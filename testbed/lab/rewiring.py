@@ -61,12 +61,18 @@ def rewiring(
         for step in standing
         if step.key in after and after[step.key] != step
     ]
+    altered = (*change.alter, *((before[key], after[key]) for key in redone), *outdated)
     return Rewiring(
         made=tuple(step for step in kernel_steps(change.do) if step.key not in before),
         gone=tuple(step for step in kernel_steps(change.undo) if step.key not in after),
-        altered=(*change.alter, *((before[key], after[key]) for key in redone), *outdated),
+        # Whether a port's address is known depends on where its VM is, which may be on its way.
+        altered=tuple((_unlisted(one), _unlisted(other)) for one, other in altered),
         step=next(s for s in change.do if isinstance(s, PowerOn) and s.vm == vm),
     )
+
+
+def _unlisted(step: Step) -> Step:
+    return replace(step, listed=False) if isinstance(step, Chain) else step
 
 
 def closed(step: KernelStep) -> KernelStep:

@@ -126,7 +126,7 @@ async def _carry_out(estate: Estate, move: Move) -> tuple[Outcome, list[str]]:
                 leaving.cancel()
                 await asyncio.gather(entering, leaving, return_exceptions=True)
             outcome = await move.carry_out()
-        return outcome, management.notices
+        return outcome, [*management.notices, *move.notices]
     except MigrationError as error:
         return Outcome.failed({"phase": "specification", "cause": str(error)}), []
 
