@@ -59,6 +59,10 @@ def _parts(engine: EngineReport, parts: Switchover) -> list[Row]:
         told = f"{parts.bitmap}, {format_size(parts.bitmap_bytes)}"
         meaning = "which pages were still to come; made and sent while the guest stood still"
         rows.append(("Bitmap", f"{told} in {format_duration(parts.bitmap_ns)}", meaning))
+    if parts.swap_bitmap_bytes:
+        value = f"{parts.swapped_pages:,} in the swap file"
+        told = format_size(parts.swap_bitmap_bytes)
+        rows.append(("Swapped pages", value, f"not sent: the swap bitmap and slots, {told}, were"))
     return rows
 
 

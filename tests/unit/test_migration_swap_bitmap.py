@@ -161,6 +161,30 @@ def test_a_page_that_goes_out_and_comes_in_between_two_looks_is_sent_again(tmp_p
         assert 10 in leaving.sendable(found)
 
 
+def test_a_page_found_out_is_sent_when_it_is_in_though_its_note_was_taken_before(tmp_path):
+    with memory(tmp_path) as source:
+        leaving, nothing = Leaving(source, compacted=True), np.empty(0, np.int64)
+        source.read(np.array([10]), 0)
+        assert 10 in leaving.first()
+        source.read(np.array([70]), 0)  # 10 goes for it
+        assert leaving.sendable(nothing).tolist() == [70]
+        source.read(np.array([10]), 0)
+        assert leaving.sendable(nothing).tolist() == [10]
+        assert not len(leaving.sendable(nothing))
+
+
+def test_a_page_that_was_discarded_has_to_come_again(tmp_path):
+    with memory(tmp_path), memory(tmp_path, arriving=True) as there:
+        line, arrivals, slots = Line(), Arrivals(there), np.arange(1, SWAPPED + 1, dtype="u4")
+        arrivals.stamps[:] = 1
+        line.send(pack_swapped(np.array([3]), PAGES, compacted=True))
+        out = np.arange(RESIDENT, PAGES)
+        line.send(pack_swapped(out, PAGES, compacted=False), pack_slots(slots, 0))
+        line.frames(arrivals.swap.receive)
+        with pytest.raises(WireError, match="1 pages never came"):
+            arrivals.check(0, 0)
+
+
 # ---------------------------------------------------------------- frames
 
 

@@ -57,3 +57,10 @@ def test_only_what_happened_is_told():
     assert value == "90 pages in 7 ms, 10 on demand; 4 by file, as cut"
     zero = replace(ENGINE.iterations[0], zero_pages=600)
     assert names(replace(ENGINE, iterations=(zero, ENGINE.iterations[1])))[0] == "Zero pages"
+
+
+def test_what_stayed_in_the_swap_file_is_told():
+    swapped = replace(PARTS, swapped_pages=131069, swap_bitmap_bytes=557056)
+    *_, (name, value, meaning) = switchover_rows(replace(ENGINE, switchover=swapped), 10**9)
+    assert (name, value) == ("Swapped pages", "131,069 in the swap file")
+    assert meaning == "not sent: the swap bitmap and slots, 544 KiB, were"
