@@ -179,7 +179,7 @@ def destination_elsewhere(migration, at_open=None, at_hold=None):
 def test_it_goes_on_at_its_source_if_the_destination_dies_after_it_ran_there(tmp_path):
     """It wrote all over its memory there, but not to the slots that the source's table tells of."""
     spec = guest_spec(tmp_path)
-    migration = specification(spec, timeout_ns=2_000_000_000)
+    migration = specification(spec)
 
     def run_and_die(guest):
         swaps(guest, 700)
