@@ -31,11 +31,15 @@ class Decision:
 
 
 def transmit_rate_bps(iterations: Sequence[Iteration]) -> float:
-    """The rate of the latest iteration that was long enough to show it; the first always is."""
+    """The rate of the latest iteration that sent enough to show it.
+
+    If none did, as of a VM that is nearly all zero, that at which the first got through its pages.
+    """
     for iteration in reversed(iterations):
         if iteration.memory_bytes >= _RATE_BYTES:
             return iteration.throughput_bps
-    return iterations[0].throughput_bps
+    first = iterations[0]
+    return first.pages * PAGE_BYTES * 8e9 / first.duration_ns if first.duration_ns else 0.0
 
 
 def copy_ns(iterations: Sequence[Iteration], pages: int) -> int:

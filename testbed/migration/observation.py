@@ -89,7 +89,7 @@ class Observation:
             Iteration(
                 number=self.next_iteration,
                 pages=pages,
-                memory_bytes=pages * PAGE_BYTES,
+                memory_bytes=(pages - sent.zero_pages) * PAGE_BYTES,
                 wire_bytes=sent.wire_bytes,
                 at_ns=began_ns - self._started_ns,
                 duration_ns=ended_ns - began_ns,

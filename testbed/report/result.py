@@ -23,11 +23,11 @@ READABLE_VERSIONS = (2, SCHEMA_VERSION)
 class Iteration:
     """One round of the copy: phase -1 is all memory, 0 and up what was dirtied meanwhile.
 
-    `memory_bytes` are page contents, `wire_bytes` all that the sockets carried for them
-    (headers of ours included, TCP's and Ethernet's not). The round ends when the
-    destination has acknowledged it. `dirty_pages` were found dirty at its end. `stunned`
-    marks the last one, sent while the guest stood still. Of its pages, `zero_pages` were all zero
-    and told instead of sent; they count in `memory_bytes` as if sent.
+    Of its pages, `zero_pages` were all zero and told instead of sent. `memory_bytes` are the
+    contents of the others, `wire_bytes` all that the sockets carried (headers of ours included,
+    TCP's and Ethernet's not). The round ends when the destination has acknowledged it.
+    `dirty_pages` were found dirty at its end. `stunned` marks the last one, sent while the guest
+    stood still.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Iteration:
 
     @property
     def throughput_bps(self) -> float:
-        """Page contents delivered, bits per second."""
+        """Page contents sent and acknowledged, bits per second."""
         return self.memory_bytes * 8e9 / self.duration_ns if self.duration_ns else 0.0
 
     @property
@@ -53,7 +53,8 @@ class Iteration:
     @property
     def transmit_to_dirty_percent(self) -> float | None:
         """Pages transmitted in per cent of those dirtied meanwhile ("t2d"); None: none were."""
-        return 100 * self.pages / self.dirty_pages if self.dirty_pages else None
+        sent = self.pages - self.zero_pages
+        return 100 * sent / self.dirty_pages if self.dirty_pages else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.guest.specification import GuestSpec
-from testbed.migration.convergence import decide, overdue, stun_ns
+from testbed.migration.convergence import decide, overdue, stun_ns, transmit_rate_bps
 from testbed.migration.phase import (
     MigrationFailed,
     MigrationLost,
@@ -201,3 +201,15 @@ def test_a_specification_that_cannot_be_is_refused(wrong):
             **fields,
         )
     assert "secret" not in repr(spec())
+
+
+def test_pages_that_are_told_instead_of_sent_make_no_path_faster():
+    """1 GiB of which 64 MiB are not zero, in half a second: 128 MiB/s, not 2 GiB/s."""
+    pages, zero = 1 << 18, (1 << 18) - (1 << 14)
+    sent = Iteration(-1, pages, 64 << 20, 64 << 20, 0, 500_000_000, 8192, False, zero)
+    assert transmit_rate_bps([sent]) == sent.throughput_bps == (128 << 20) * 8
+    assert sent.transmit_to_dirty_percent == 200
+    # Of a VM that is nearly all zero too little is sent to tell.
+    empty = Iteration(-1, pages, 5 * 4096, 25000, 0, 500_000_000, 5, False, pages - 5)
+    assert transmit_rate_bps([empty]) == (2 << 30) * 8
+    assert decide([empty], spec()).next == "switch over"
