@@ -49,13 +49,14 @@ async def migrate(
     _known(estate, name, to)
     if name not in estate.journal.moves:  # or who knows where it will be
         _checked_request(estate, request)
-    source = estate.vms[name].step
+    step, moving = estate.vms[name].step, estate.journal.moves.get(name)
+    source = moving.to if moving else step.host
 
     def wait(cause: str) -> None:
         emit({"event": "queued", "cause": cause})
 
-    network, limit = _network(estate, source.host, to)
-    move = concurrency.Move(name, source.host, to, network, (source.datastore,))
+    network, limit = _network(estate, source, to)
+    move = concurrency.Move(name, source, to, network, (step.datastore,))
     async with estate.queue.admitted(move, limit, wait, gone) as admitted:
         if not admitted:
             raise LabError(f"migrate {name} to {to}: cancelled while it waited")
