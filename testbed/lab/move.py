@@ -37,6 +37,7 @@ PREPARE_DEADLINE_S = 120.0
 ARRIVAL_DEADLINE_S = 10.0
 COMPARE_DEADLINE_S = 240.0
 _ON_THE_WAY = {"progress", "iterated", "stopping"}
+_PHASE_AT = {"iterated": "pre-copy", "stopping": "switchover"}
 _SIDES: tuple[Side, Side] = ("S", "D")
 
 
@@ -56,6 +57,8 @@ class Move:
     notices: list[str] = field(default_factory=list)
     nic_line: dict[str, Any] = field(default_factory=dict)
     """Where a NIC process finds the guest at the destination."""
+    _phase: str = "connect"
+    """As the source has last told."""
     _resumed: bool = False
     """Whether it has run at the destination, perhaps without all of its pages."""
 
@@ -200,6 +203,7 @@ class Move:
     async def _follow_source(self, leaving: Child) -> Message:
         """Pass its progress on; its last word."""
         while (said := await leaving.receive()).get("event") in _ON_THE_WAY:
+            self._phase = said.get("phase") or _PHASE_AT[said["event"]]
             if said["event"] == "progress":
                 self.emit(said)
             elif self.log is not None:
@@ -249,7 +253,8 @@ class Move:
         try:
             said = await source
         except LabError as error:
-            said = {"cause": f"the source's VMX ended with the guest ({error})"}
+            cause = f"the source's VMX ended with the guest ({error})"
+            said = {"phase": self._phase, "cause": cause}
         if said.get("event") != "sent" and not said.get("uncertain", True):
             return Outcome.failed(said)
         try:

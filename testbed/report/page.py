@@ -67,7 +67,9 @@ def _tile(value: str) -> str:
 def _charts(result: MigrationResult) -> list[str]:
     engine = result.engine
     if engine is None or not (engine.iterations or engine.samples):
-        return ['<p class="soft">The migration ended before it copied anything.</p>']
+        moved = result.outcome == "completed"
+        why = "What was measured is lost." if moved else "It ended before it copied anything."
+        return [f'<p class="soft">{why}</p>']
     return [
         "<h2>Throughput</h2>",
         (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from testbed.report import page, svg, table
+from testbed.report import page, store, svg, table
 from testbed.report.charts import pages_chart, throughput_chart
 from testbed.report.figures import copying_bps, precopy_ns, throughput_series
 from testbed.report.progress import Update, progress
@@ -206,6 +207,13 @@ def test_what_the_user_wrote_stays_text() -> None:
 
 def test_the_failed_table_renders_without_an_engine() -> None:
     assert "failed in phase 0: link down" in told(FAILED)
+
+
+def test_a_source_that_ended_with_what_it_had_measured_makes_no_result_unreadable() -> None:
+    moved = replace(RESULT, engine=None)
+    assert store.from_json(json.loads(json.dumps(asdict(moved))), "here") == moved
+    assert "the source ended before it could tell" in told(moved)
+    assert "What was measured is lost." in page.render(moved)
 
 
 @given(st.floats(1e-3, 1e12))
