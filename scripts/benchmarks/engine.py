@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from _engine_costs import bitmaps, cpu
 from _engine_encryption import encryption
+from _engine_how_fast import how_fast
 from _engine_latency import latency
 from _engine_links import migrations, nics
 from _engine_tables import tables
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PARTS: dict[str, Callable[[int | None], list[Row]]] = {
     "tables": tables,
     "latency": latency,
+    "how-fast": how_fast,
     "nics": nics,
     "migrations": migrations,
     "cpu": cpu,
