@@ -124,6 +124,8 @@ class Recorder:
 
     def _pack(self) -> None:
         """Move what is wanted of the block's samples into the rows."""
+        if not self._pending:
+            return
         if self._count + self._pending > len(self._rows):
             kept = self._rows[: self._count : 2].copy()
             self._rows[: len(kept)] = kept

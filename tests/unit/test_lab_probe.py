@@ -114,6 +114,14 @@ def test_more_samples_than_there_is_room_for_are_told_more_coarsely(
     assert (samples.workloads[0].operations == samples.at_ns // 10 * VCPUS).all()
 
 
+def test_a_report_is_made_when_the_last_sample_filled_a_block_too() -> None:
+    recorder = probe.Recorder(VCPUS, WORKLOADS, 10)
+    for number in range(512):
+        recorder.take(number, np.zeros((VCPUS * 3, layout.RECORD_WORDS), np.int64))
+        if number % 256 == 255:
+            assert len(recorder.samples(0)) == number + 1
+
+
 def test_workloads_of_one_kind_are_told_apart() -> None:
     assert probe.names((workloads.Echo(), workloads.Web(), workloads.Echo(8))) == [
         "echo 1",
