@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from contextlib import suppress
@@ -100,5 +101,12 @@ class _Agent:
                 ((subject, fields),) = json.loads(said).items()
                 await self._subjects[subject](fields, sock)
             except (TestbedError, OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
-                cause = str(error) or type(error).__name__
-                await loop.sock_sendall(sock, json.dumps({"error": cause}).encode())
+                await loop.sock_sendall(sock, json.dumps({"error": _cause(error)}).encode())
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:  # asyncio words it by its own calls
+        return os.strerror(error.errno) if error.errno else error.strerror
+    return str(error) or type(error).__name__

@@ -76,6 +76,7 @@ class Costs:
 @dataclass(slots=True)
 class _Expected:
     costs: Costs
+    heard: asyncio.Task[None] | None = None
     answered: int = 0
 
 
@@ -157,6 +158,8 @@ class Management:
                 await loop.sock_recv(conversation, 1)
             finally:
                 del self._expected[asked["id"]]
+                if expected.heard is not None:  # its end may never come: the network is cut
+                    expected.heard.cancel()
         said = {"answered": expected.answered}
         await loop.sock_sendall(conversation, json.dumps(said).encode())
 
@@ -186,6 +189,9 @@ class Management:
             expected = self._expected.get(migration_id)
             if expected is None or not hmac.compare_digest(proof, self._proof(b"head", head)):
                 return
+            if expected.heard is not None:
+                return  # a replay: the source comes once
+            expected.heard = asyncio.current_task()
             self._connections.know()
             mss_bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
             while size_bytes:
@@ -193,7 +199,7 @@ class Management:
                 size_bytes -= len(part)
                 await expected.costs.pay(len(part), mss_bytes)
             await loop.sock_sendall(sock, self._proof(b"arrived", head))
-            while self._expected.get(migration_id) is expected and heartbeat_bytes:
+            while heartbeat_bytes:
                 beat = await _read(sock, heartbeat_bytes)
                 await expected.costs.pay(len(beat), mss_bytes)
                 await loop.sock_sendall(sock, beat)

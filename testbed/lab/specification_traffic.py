@@ -91,8 +91,12 @@ async def delivered(
                 },
             )
         except LabError as error:
-            vmks = f"{ends.path.source_vmk} to {ends.path.destination_vmk}"
-            raise MigrationError(f"from {vmks} of the management network: {error}") from error
+            path, (source, destination) = ends.path, ends.hosts
+            raise MigrationError(
+                f"from {source}/{path.source_vmk} to {destination}/{path.destination_vmk} of the"
+                f" management network: {error}; 'testbed vmkping {source}"
+                f" {path.destination_address} -I {path.source_vmk}' tries it"
+            ) from error
         yield found
         size, took = format_size(profile.management_bytes), format_duration(said["took_ns"])
         words = f"management traffic: a specification of {size} took {took}"

@@ -22,6 +22,7 @@ from testbed.lab.terms import terms
 from testbed.lab.wires import reports
 from testbed.migration import concurrency
 from testbed.profiles import DEFAULT
+from testbed.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,15 +76,14 @@ async def _migrate(
     settled = await terms(estate, running, host, request)
     probe = request.get("probe")
     around_ns = probe["around_ns"] if probe else 0
-    async with watching(estate, running, probe) as watch:
+    async with AsyncExitStack() as stack:
+        stack.callback(settled.close, estate)
+        watch = await stack.enter_async_context(watching(estate, running, probe))
         await wait_unless(gone, around_ns)
         started_ns = time.monotonic_ns()
         move = Move(estate, running, vm, settled, request, emit, gone, started_ns)
         standing, before = running.step, await estate.wire_reading()
-        try:
-            outcome, notices = await _carry_out(estate, move)
-        finally:
-            settled.close(estate)
+        outcome, notices = await _carry_out(estate, move)
         wires = reports(before, await estate.wire_reading())
         await wait_unless(gone, around_ns)
         felt = await report(estate, watch, started_ns) if probe else None
@@ -118,9 +118,17 @@ async def _carry_out(estate: Estate, move: Move) -> tuple[Outcome, list[str]]:
             entering = asyncio.create_task(stack.enter_async_context(sending))
             leaving = asyncio.create_task(move.gone.wait())
             try:
-                await asyncio.wait((entering, leaving), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    (entering, leaving),
+                    timeout=_left_s(move),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
                 if not entering.done():
-                    return Outcome.failed({"phase": "specification", "cause": "cancelled"}), []
+                    cause = "cancelled"
+                    if not leaving.done():
+                        limit = format_duration(settled.spec.deadline_ns or 0)
+                        cause = f"it has taken longer than its deadline of {limit}"
+                    return Outcome.failed({"phase": "specification", "cause": cause}), []
                 management = entering.result()
             finally:
                 entering.cancel()
@@ -130,6 +138,14 @@ async def _carry_out(estate: Estate, move: Move) -> tuple[Outcome, list[str]]:
         return outcome, [*management.notices, *move.notices]
     except MigrationError as error:
         return Outcome.failed({"phase": "specification", "cause": str(error)}), []
+
+
+def _left_s(move: Move) -> float | None:
+    """What is left of the time that a migration may take; None: it may take any."""
+    limit_ns = move.terms.spec.deadline_ns
+    if limit_ns is None:
+        return None
+    return max(0, move.started_ns + limit_ns - time.monotonic_ns()) / 1e9
 
 
 async def migrate_all(

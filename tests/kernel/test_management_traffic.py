@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import subprocess
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -109,11 +110,32 @@ def test_nobody_else_is_answered_on_the_management_network(host: str) -> None:
     with_agents(work)
 
 
+def connections() -> str:
+    said = ["ip", "netns", "exec", WHERE, "ss", "-tnH", "state", "established", "sport", "=", "902"]
+    return subprocess.run(said, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_connection_goes_with_its_migration_though_its_end_never_comes(host: str) -> None:
+    """The network is cut meanwhile, so that nothing more is heard of the source."""
+
+    async def work(agents: Agents) -> None:
+        async with delivered(agents, ends(), 7, {}, behaviour()):
+            assert connections()
+            subprocess.run(["ip", "-n", WHERE, "link", "set", "lo", "down"], check=True)
+        deadline = time.monotonic() + 10
+        while connections():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    with_agents(work)
+
+
 def test_a_specification_that_does_not_arrive_is_told(host: str) -> None:
     nowhere = replace(WAY, destination_network=IPNetwork("192.0.2.1/24"))
 
     async def work(agents: Agents) -> None:
-        with pytest.raises(MigrationError, match="management network"):
+        told = r"management network: [^\[]*; 'testbed vmkping esx01 192.0.2.1 -I vmk0'"
+        with pytest.raises(MigrationError, match=told):
             async with delivered(agents, ends(nowhere), 7, {}, behaviour()):
                 raise AssertionError
         async with delivered(agents, ends(None), 7, {}, behaviour()) as found:
