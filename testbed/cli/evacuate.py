@@ -27,7 +27,10 @@ from testbed.cli.migrate import RESULTS
     help="Where the results are written.",
 )
 @click.option("--no-results", is_flag=True, help="Write no files.")
+@click.pass_context
 def evacuate_command(
+    context: click.Context,
+    /,
     host: str,
     leaving: bool,
     power_off: bool,
@@ -49,8 +52,13 @@ def evacuate_command(
     from testbed.lab.privilege import require_root
     from testbed.report.files import make_directory
 
-    if leaving and power_off:
-        raise InputError("--exit and --power-off: give one of them; --exit powers it on again")
+    if leaving and any(
+        context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        for name in context.params.keys() - {"host", "leaving", "lab"}
+    ):
+        raise InputError(
+            "--exit: moves no VM, and powers the host on again; give nothing with it but --lab"
+        )
     require_root(f"evacuate {host}")
     directory, _ = running_lab(lab)
     if leaving:

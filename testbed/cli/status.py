@@ -59,6 +59,8 @@ def _show(status: dict[str, Any]) -> None:
     console.print(
         f"lab [bold]{status['lab']}[/bold] is {status['state']}, from {status['topology_file']}"
     )
+    if closed := status.get("maintenance"):
+        console.print(f"in maintenance mode: {', '.join(closed)}")
     vms = Table("VM", "host", "state", "memory", "vCPUs", "workload", "pages written", "resumed")
     for vm in status["vms"]:
         counters = vm["counters"] or {}

@@ -100,6 +100,11 @@ async def _apply(estate: Estate, request: Message) -> Message:
         links=(),
         workloads={},
         traces=dict(topology.traces),
+        maintenance={
+            host.name: old.maintenance[host.name]
+            for host in topology.hosts
+            if host.name in old.maintenance
+        },
     )
     before = estate.topology
     change = await change_to(estate, topology, new)

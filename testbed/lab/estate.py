@@ -8,7 +8,7 @@ import os
 import shutil
 from collections import deque
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -106,8 +106,13 @@ class Estate:
         return {"made": await self.do_all(parsed, []), "mended": silent}
 
     async def commit(self) -> Message:
-        """Note that the lab is up: every step has been carried out."""
-        self.write_journal(self.journal.in_state("up"))
+        """Note that the lab is up: every step has been carried out.
+
+        Where VMs run no maintenance mode was entered: the supervisor ended meanwhile.
+        """
+        held = {running.step.host for running in self.vms.values()}
+        kept = {host: off for host, off in self.journal.maintenance.items() if host not in held}
+        self.write_journal(replace(self.journal, state="up", maintenance=kept))
         self.follow(self.journal.placement)
         return {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,15 +36,16 @@ async def evacuate(
         InputError: there is no such host.
         LabError: it is in maintenance mode already.
     """
-    name = _known(estate, request["host"])
-    if name in estate.journal.maintenance:
-        raise LabError(
-            f"evacuate {name}: it is in maintenance mode already;"
-            f" 'testbed evacuate {name} --exit' ends it"
-        )
-    _note(estate, {**estate.journal.maintenance, name: False})
-    with ExitStack() as undo:
-        undo.callback(_leave, estate, name)
+    async with estate.turns.beside():  # what changes the lab alone writes the journal, too
+        name = _known(estate, request["host"])
+        if name in estate.journal.maintenance:
+            raise LabError(
+                f"evacuate {name}: it is in maintenance mode already;"
+                f" 'testbed evacuate {name} --exit' ends it"
+            )
+        _note(estate, {**estate.journal.maintenance, name: False})
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(_not_entered, estate, name)
         where = {vm: running.step.host for vm, running in estate.vms.items()}
         where |= {vm: moving.to for vm, moving in estate.journal.moves.items()}
         chosen = choose(estate.topology, where, name, estate.journal.maintenance)
@@ -52,11 +53,13 @@ async def evacuate(
             refused = LabError(f"no host takes {vm}: {cause}")
             emit({"event": "ended", "vm": vm, "to": "-", **error_message(refused)})
         await migrate_all(estate, {**request, "moves": chosen.moves}, emit, gone)
-        left = sorted(vm for vm, one in estate.vms.items() if one.step.host == name)
-        if not left:
-            if request["power_off"]:
-                await power(estate, name, on=False)
-            undo.pop_all()
+        async with estate.turns.beside():
+            _known(estate, name)  # it may have been taken out of the lab meanwhile
+            left = sorted(vm for vm, one in estate.vms.items() if one.step.host == name)
+            if not left:
+                if request["power_off"]:
+                    power(estate, name, on=False)
+                undo.pop_all()
     return {"entered": not left, "left": left}
 
 
@@ -71,12 +74,12 @@ async def leave(estate: Estate, request: Message) -> Message:
     if name not in estate.journal.maintenance:
         raise LabError(f"evacuate {name} --exit: it is not in maintenance mode")
     if estate.journal.maintenance[name]:
-        await power(estate, name, on=True)
+        power(estate, name, on=True)
     _leave(estate, name)
     return {}
 
 
-async def power(estate: Estate, name: str, *, on: bool) -> None:
+def power(estate: Estate, name: str, *, on: bool) -> None:
     """Cut or restore all links of a host, which is all that the network sees of its power.
 
     Raises:
@@ -93,6 +96,11 @@ def _known(estate: Estate, name: str) -> str:
     if name not in hosts:
         raise InputError(f"there is no host {name!r}; there are: {', '.join(sorted(hosts))}")
     return name
+
+
+async def _not_entered(estate: Estate, name: str) -> None:
+    async with estate.turns.beside():
+        _leave(estate, name)
 
 
 def _leave(estate: Estate, name: str) -> None:

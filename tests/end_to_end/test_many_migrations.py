@@ -169,10 +169,13 @@ def test_a_host_is_emptied_powered_off_and_taken_back(many: Callable[[str], str]
     run("evacuate", "esx02", "--lab", name, "--power-off", "--no-results")
     assert set(hosts(name).values()) == {"esx01"}
     assert status(name)["maintenance"] == ["esx02"]
+    assert "in maintenance mode: esx02" in run("status", name).stdout
     assert run("vmkping", "esx01", "192.168.20.12", "--count", "1", check=False).returncode == 1
     refused = run("migrate", "db01", "--to", "esx02", "--lab", name, check=False)
     assert refused.returncode == 1
     assert "'testbed evacuate esx02 --exit'" in refused.stderr
+    more = run("evacuate", "esx02", "--exit", "--verify", "--lab", name, check=False)
+    assert (more.returncode, "--exit: moves no VM" in more.stderr) == (2, True)
     run("evacuate", "esx02", "--exit", "--lab", name)
     run("vmkping", "esx01", "192.168.20.12", "--count", "1")
 
