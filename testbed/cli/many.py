@@ -280,5 +280,5 @@ def _write_all(ended: list[Ended], elapsed_ns: int, lab: str, directory: Path) -
             for one in ended
         ],
     }
-    stem = f"{now.replace(':', '')}-{lab}-migrations".replace("+", "_")
+    stem = f"{now.replace(':', '')}-{lab}-migrations"
     return write_new(directory, stem, ".json", json.dumps(whole, indent=2) + "\n")

@@ -241,6 +241,8 @@ def _engine_figures(result: MigrationResult, engine: EngineReport) -> list[Figur
         return found  # the destination can't be asked any more
     retransmitted = sum(stream.retransmitted_segments for stream in engine.streams)
     found.append(Figure("Retransmitted segments", f"{retransmitted:,}", "TCP_INFO at the end"))
+    if engine.encryption is not None:
+        found.append(Figure("Encryption", engine.encryption, "of all that the streams carried"))
     cpu_ns = engine.source_cpu_ns + engine.destination_cpu_ns
     found.append(
         Figure(

@@ -56,6 +56,8 @@ def read_any(path: Path | str) -> MigrationResult | LogResult:
     found = _parsed(Path(path))
     if isinstance(found, dict) and found.get("kind") == "esxi-log":
         return log_from_json(found, str(path))
+    if isinstance(found, dict) and found.get("kind") == "migrations":
+        raise InputError(f"{path}: the sum of several migrations; give the results that it names")
     return from_json(found, str(path))
 
 

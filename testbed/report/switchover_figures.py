@@ -52,7 +52,7 @@ def _parts(engine: EngineReport, parts: Switchover) -> list[Row]:
     pages = engine.iterations[-1].pages
     value = (
         f"{format_duration(parts.suspend_ns)} to stop, {format_duration(parts.copy_ns)} "
-        f"for {pages:,} pages"
+        f"for {pages:,} page{'s' * (pages != 1)}"
     )
     rows = [("Switchover", value, "at the source, until the destination had what it waits for")]
     if parts.bitmap is not None:

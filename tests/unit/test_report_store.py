@@ -215,6 +215,13 @@ def test_a_file_that_was_changed_is_refused_by_name(
     assert str(path) in str(raised.value)
 
 
+def test_the_sum_of_several_migrations_is_no_result_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "all.json"
+    path.write_text('{"schema_version": 1, "kind": "migrations", "migrations": []}')
+    with pytest.raises(InputError, match="give the results that it names"):
+        store.read_any(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_what_is_no_result_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"
