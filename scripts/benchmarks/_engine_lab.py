@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from _network_lab import Lab
 
-    from testbed.report.result import EngineReport
+    from testbed.report.result import EngineReport, MigrationResult
 
 _TOPOLOGIES = Path(__file__).parents[2] / "topologies"
 _DEADLINE_S = 600
+_OF_MESSAGE = ("probe", "switchover_goal_ns")
 
 
 def example(name: str) -> str:
@@ -52,19 +53,31 @@ def message(to: str, **options: object) -> dict[str, object]:
     }
 
 
-def migrated(lab: Lab, vm: str, to: str, **options: object) -> EngineReport:
-    """Migrate a VM, which is elsewhere.
+def attempted(lab: Lab, vm: str, to: str, **fields: object) -> MigrationResult:
+    """Migrate a VM, which is elsewhere; it may fail. `fields` are of the message, and options.
+
+    Raises:
+        LabError: it may not be moved.
+    """
+    options = {name: value for name, value in fields.items() if name not in _OF_MESSAGE}
+    asked = {"command": "migrate", "vm": vm, **message(to, **options)}
+    asked |= {name: value for name, value in fields.items() if name in _OF_MESSAGE}
+    result = from_json(request(lab.directory, asked, timeout_s=_DEADLINE_S), lab.directory.name)
+    if result.invalid is not None:
+        say(f"{vm} to {to}: {result.invalid}; counted all the same")
+        lab.troubled += 1
+    lab.measured += 1
+    return result
+
+
+def migrated(lab: Lab, vm: str, to: str, **fields: object) -> EngineReport:
+    """As `attempted`.
 
     Raises:
         LabError: it may not be moved.
         RuntimeError: it failed.
     """
-    asked = {"command": "migrate", "vm": vm, **message(to, **options)}
-    result = from_json(request(lab.directory, asked, timeout_s=_DEADLINE_S), lab.directory.name)
+    result = attempted(lab, vm, to, **fields)
     if result.engine is None or result.failure is not None:
         raise RuntimeError(f"{vm} to {to}: {result.failure}")
-    if result.invalid is not None:
-        say(f"{vm} to {to}: {result.invalid}; counted all the same")
-        lab.troubled += 1
-    lab.measured += 1
     return result.engine

@@ -1,4 +1,4 @@
-"""The engine: tables, several NICs, many migrations at once, CPU time, encryption, bitmaps.
+"""The engine: tables, distance, CPU, convergence, sessions, NICs, encryption, bitmaps.
 
 One stream beside iperf3 is a benchmark of its own, `stream`. Each part has namespaces of its own
 and measures what it is compared with in the same run. Values are medians; a ratio is the median of
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from _engine_converge import converge
 from _engine_costs import bitmaps, cpu
 from _engine_encryption import encryption
 from _engine_how_fast import how_fast
 from _engine_latency import latency
 from _engine_links import migrations, nics
+from _engine_sessions import sessions
 from _engine_tables import tables
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ PARTS: dict[str, Callable[[int | None], list[Row]]] = {
     "tables": tables,
     "latency": latency,
     "how-fast": how_fast,
+    "converge": converge,
+    "sessions": sessions,
     "nics": nics,
     "migrations": migrations,
     "cpu": cpu,
