@@ -102,6 +102,8 @@ async def terms(estate: Estate, running: RunningVM, to: Host, request: Message) 
     notices = list(found.notes)
     if profile.quick_resume or profile.remaining_pages == "after resume":
         lacks = lacks_missing_pages(guest, "pagemap")
+        if request["verify"]:
+            lacks = "--verify compares all of its memory before"
         if lacks and options.quick_resume:
             raise LabError(f"{attempt}: it can't be resumed before all pages came: {lacks}")
         if lacks:

@@ -95,7 +95,8 @@ def decide(
         f"{format_byte_rate(rate_bps / 8)} are transmitted ({spec.min_progress_percent} % of the "
         f"dirty rate are asked for), and the {last.dirty_pages} pages left would take "
         f"{format_duration(rest_ns)}, more than {goal}",
-        "lower the VM's dirty rate, give the path more bandwidth, or raise the switchover goal",
+        "lower the VM's dirty rate, give the path more bandwidth, raise the switchover goal, or"
+        f" turn {'SDPS or ' if spec.sdps is None else ''}Quick Resume on",
     )
 
 

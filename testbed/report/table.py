@@ -32,7 +32,8 @@ def render(result: MigrationResult) -> Group:
 
 def iterations_table(result: MigrationResult) -> Table:
     """Phase -1 is all memory, each next one what was dirtied meanwhile."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    # As narrow as it goes: it is to fit a terminal of 80 columns.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(COLUMNS):
         table.add_column(name, justify="left" if number == 0 else "right")
     if result.engine is not None:
