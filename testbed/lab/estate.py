@@ -65,7 +65,9 @@ class Estate:
         self.vms: dict[str, RunningVM] = {}
         self.turns = Turns()
         """Whatever builds something does it in its turn."""
-        self.queue = MigrationQueue(lambda: host_limits(self.topology))
+        self.queue = MigrationQueue(
+            lambda: host_limits(self.topology.hosts, self.topology.scale.denominator)
+        )
         self.describing = asyncio.Lock()
         """Held while `topology` changes, which a link's change may do beside a migration."""
         self.wires = Wires(Network.cpu_of(journal.plan.lab, cpu_count()))

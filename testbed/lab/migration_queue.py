@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING
 from testbed.migration.concurrency import Limits, admit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from testbed.migration.concurrency import Move
-    from testbed.topology.model import Host, Topology
+    from testbed.topology.model import Host
 
 
-def host_limits(topology: Topology) -> dict[str, int]:
+def host_limits(hosts: Iterable[Host], scale: int) -> dict[str, int]:
     """How many migrations each host takes part in at a time, by its profile and vMotion NICs."""
-    return {
-        host.name: host.profile.concurrent(_vmotion_rate_bps(host, topology.scale.denominator))
-        for host in topology.hosts
-    }
+    return {host.name: host.profile.concurrent(_vmotion_rate_bps(host, scale)) for host in hosts}
 
 
 def _vmotion_rate_bps(host: Host, scale: int) -> int | None:
@@ -37,6 +34,7 @@ def _vmotion_rate_bps(host: Host, scale: int) -> int | None:
 class _Entry:
     move: Move
     network_limit: int | None
+    host_limits: Mapping[str, int]
     admitted: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -59,6 +57,7 @@ class MigrationQueue:
         network_limit: int | None,
         wait: Callable[[str], None],
         gone: asyncio.Event,
+        host_limits: Mapping[str, int] | None = None,
     ) -> AsyncIterator[bool]:
         """Take part when it is its turn.
 
@@ -67,11 +66,12 @@ class MigrationQueue:
             network_limit: how many its network takes at a time; None: any number.
             wait: called with the cause, if it can't be admitted at once.
             gone: set when it is to wait no more.
+            host_limits: how many its two hosts take for its own part; None: as the others.
 
         Yields:
             Whether it has been admitted; False if it waits no more.
         """
-        entry = _Entry(move, network_limit)
+        entry = _Entry(move, network_limit, host_limits or {})
         self._waiting.append(entry)
         try:
             causes = self._admit().get(id(entry), ())
@@ -83,11 +83,22 @@ class MigrationQueue:
             (self._running if entry.admitted.is_set() else self._waiting).remove(entry)
             self._admit()
 
+    def _host_limits(self) -> dict[str, int]:
+        """The strictest of what those at a host ask for."""
+        own = self._hosts()
+        asked: dict[str, list[int]] = {}
+        for entry in (*self._running, *self._waiting):
+            for host in (entry.move.source, entry.move.destination):
+                limit = entry.host_limits.get(host, own.get(host))
+                if limit is not None:
+                    asked.setdefault(host, []).append(limit)
+        return {host: min(limits) for host, limits in asked.items()}
+
     def _admit(self) -> dict[int, tuple[str, ...]]:
         """Admit whom there is room for; why each of the others waits."""
         running = [entry.move for entry in self._running]
         limits = Limits(
-            hosts=self._hosts(),
+            hosts=self._host_limits(),
             networks={
                 entry.move.network: entry.network_limit
                 for entry in (*self._running, *self._waiting)

@@ -12,9 +12,11 @@ from testbed.errors import InputError, LabError, MigrationError, TestbedError
 from testbed.lab import moves
 from testbed.lab.adapter_paths import adapter_paths
 from testbed.lab.admission import reasons_against
+from testbed.lab.agreement import Options, as_asked
 from testbed.lab.client import error_message
 from testbed.lab.engine_spec import path_rates
 from testbed.lab.felt import report, wait_unless, watching
+from testbed.lab.migration_queue import host_limits
 from testbed.lab.move import Move
 from testbed.lab.outcome import Outcome, migration_result
 from testbed.lab.specification_traffic import delivered
@@ -42,7 +44,7 @@ async def migrate(
     When `gone` is set (whoever asked has gone away) it is cancelled, if it still can be.
 
     Raises:
-        InputError: there is no such VM or host.
+        InputError: there is no such VM, host or profile.
         LabError: the VM may not move there, or its turn had not come when it was cancelled;
             nothing was touched.
     """
@@ -56,9 +58,13 @@ async def migrate(
     def wait(cause: str) -> None:
         emit({"event": "queued", "cause": cause})
 
-    network, limit = _network(estate, source, to)
+    topology = estate.topology
+    options = Options(**request.get("options") or {})
+    ends = [as_asked(topology.host(one), options, topology.scale) for one in (source, to)]
+    own = host_limits(ends, topology.scale.denominator) if options.profile else None
+    network, limit = _network(estate, *ends)
     move = concurrency.Move(name, source, to, network, (step.datastore,))
-    async with estate.queue.admitted(move, limit, wait, gone) as admitted:
+    async with estate.queue.admitted(move, limit, wait, gone, own) as admitted:
         if not admitted:
             raise LabError(f"migrate {name} to {to}: cancelled while it waited")
         if estate.turns.must_wait(alone=False):
@@ -197,16 +203,16 @@ def _known(estate: Estate, name: str, to: str) -> Host:
     return hosts[to]
 
 
-def _network(estate: Estate, source: str, to: str) -> tuple[str, int | None]:
+def _network(estate: Estate, source: Host, to: Host) -> tuple[str, int | None]:
     """The vMotion network between two hosts, and how many migrations it takes; None: any number.
 
     250 Mb/s are asked for each, where the source's profile models anything.
     """
     topology = estate.topology
-    paths = adapter_paths(topology.host(source), topology.host(to), "vmotion")
-    if not paths or topology.host(source).profile.name == DEFAULT:
+    paths = adapter_paths(source, to, "vmotion")
+    if not paths or source.profile.name == DEFAULT:
         return "", None
-    (rate_bps,) = path_rates(topology, source, to, paths[:1], estate.pinned())
+    (rate_bps,) = path_rates(topology, source.name, to.name, paths[:1], estate.pinned())
     nominal_bps = rate_bps and rate_bps * topology.scale.denominator
     limit = None if nominal_bps is None else concurrency.network_limit(nominal_bps)
     return str(paths[0].source_network.cidr), limit

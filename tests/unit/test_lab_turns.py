@@ -107,6 +107,31 @@ def test_the_queue_lets_in_by_order_and_whoever_has_room() -> None:
     assert asyncio.run(main())[-1] == "d"
 
 
+def test_a_profile_asked_for_has_its_own_limit() -> None:
+    async def main() -> list[str]:
+        queue = MigrationQueue(two_each)
+        said: list[str] = []
+
+        async def one(name: str, limits: dict[str, int] | None) -> None:
+            def wait(cause: str) -> None:
+                said.append(f"{name} waits")
+
+            gone = asyncio.Event()
+            async with queue.admitted(move(name), None, wait, gone, limits):
+                said.append(name)
+                await _settle()
+
+        async def both(limit: int, *names: str) -> None:
+            limits = {"esx01": limit, "esx02": limit}
+            await asyncio.gather(*(one(name, limits) for name in names))
+
+        await both(1, "a", "b")
+        await both(3, "c", "d", "e")
+        return said
+
+    assert asyncio.run(main()) == ["a", "b waits", "b", "c", "d", "e"]
+
+
 def test_whoever_leaves_the_queue_leaves_no_gap() -> None:
     async def main() -> list[bool]:
         queue = MigrationQueue(two_each)
