@@ -19,7 +19,7 @@ def switchover_rows(engine: EngineReport, goal_ns: int) -> list[Row]:
     if engine.slowdowns:
         rows.append(_slowed_down(engine.slowdowns))
     if zero_pages := sum(one.zero_pages for one in engine.iterations):
-        meaning = "told instead of sent; throughputs count them as if sent"
+        meaning = "told instead of sent; throughputs do not count them"
         rows.append(("Zero pages", f"{zero_pages:,}", meaning))
     if engine.switchover is not None:
         rows += _parts(engine, engine.switchover)
