@@ -207,11 +207,10 @@ def _show_table(ended: list[Ended], elapsed_ns: int) -> None:
     Console().print(table(ended))
     arrived = [one.result for one in ended if one.succeeded and one.result is not None]
     total = sum(result.guest.memory_bytes for result in arrived)
-    rate = format_rate(total * 8e9 / elapsed_ns) if elapsed_ns else "-"
-    click.echo(
-        f"{len(arrived)} of {len(ended)} VMs moved in {format_duration(elapsed_ns)};"
-        f" {rate} of guest memory, all together"
-    )
+    words = f"{len(arrived)} of {len(ended)} VMs moved in {format_duration(elapsed_ns)}"
+    if total:
+        words += f"; {format_rate(total * 8e9 / elapsed_ns)} of guest memory, all together"
+    click.echo(words)
 
 
 def table(ended: list[Ended]) -> Table:
@@ -220,7 +219,7 @@ def table(ended: list[Ended]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from testbed.report.figures import copying_bps
+    from testbed.report.figures import copying_bps, precopy
     from testbed.units import format_duration, format_rate
 
     found = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -234,7 +233,7 @@ def table(ended: list[Ended]) -> Table:
             result.source if result else "-",
             one.to,
             format_duration(engine.total_ns) if engine else "-",
-            format_rate(copying_bps(engine)) if engine else "-",
+            format_rate(copying_bps(engine)) if engine and precopy(engine) else "-",
             format_duration(stun_ns) if stun_ns is not None else "-",
             _outcome(one),
         )
