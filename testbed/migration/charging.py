@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from testbed.errors import InputError
@@ -48,17 +49,20 @@ class _Payer:
         self._stream, self._cost, self._worker = stream, cost, worker
         self._mss_bytes = tcp_info.read(stream.socket).mss_bytes
         self._owed_bytes = self._turn_ns = 0
+        self._lock = Lock()  # one thread sends while another receives, after resume
 
     def pay(self, size_bytes: int) -> None:
         """Charge, and wait as long as the ledger says; the stream's turn comes meanwhile."""
-        self._owed_bytes += size_bytes
-        if self._owed_bytes < _LEAST_BYTES:
-            return
-        wait_ns = self._worker.settle(self._cost.cycles(self._owed_bytes, self._mss_bytes))
-        self._owed_bytes = 0
+        with self._lock:
+            self._owed_bytes += size_bytes
+            if self._owed_bytes < _LEAST_BYTES:
+                return
+            wait_ns = self._worker.settle(self._cost.cycles(self._owed_bytes, self._mss_bytes))
+            self._owed_bytes = 0
         while wait_ns:
             self._wait(wait_ns)
-            wait_ns = self._worker.settle()
+            with self._lock:
+                wait_ns = self._worker.settle()
 
     def _wait(self, wait_ns: int) -> None:
         now = time.monotonic_ns()
