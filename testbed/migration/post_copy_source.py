@@ -160,6 +160,7 @@ class Serving:
                 if head.kind is Kind.WHOLE:
                     body = bytearray(head.count)
                     first.receive(body)
+                    self._check_all_sent()  # or a thread would wait for ever to send the rest
                     return unpack_fetched(body)
                 if head.kind is Kind.PLACED:
                     self._placed(head.value)
@@ -168,6 +169,10 @@ class Serving:
                     with self._change:
                         self._backlog.demand(pages.tolist())
                         self._change.notify()
+
+    def _check_all_sent(self) -> None:
+        if self._backlog.left:
+            raise WireError(f"WHOLE, but {self._backlog.left} pages have not been sent yet")
 
     def _moved(self) -> int:
         """Grows while the destination shows that it lives."""
@@ -204,6 +209,8 @@ class Serving:
                 if not self._change.wait(TURN_NS / 1e9):
                     stream.turn()
             pages = backlog.take(window.frame_pages)
+            if not backlog.left:
+                self._change.notify_all()  # the others have to say that it was all
             window.has_sent(len(pages), time.monotonic_ns())
         return pages
 

@@ -47,6 +47,7 @@ class StreamThreads:
         self._owner, self._due_ns = threading.get_ident(), 0
         self._ending = False
         self._failure: BaseException | None = None
+        self._done: list[Stream] = []
         self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Readable when a thread has ended."""
         self._threads = [
@@ -65,6 +66,7 @@ class StreamThreads:
             if self._failure is None:
                 self._failure = error
         finally:
+            self._done.append(stream)  # before the bell: a thread that rings is alive still
             os.eventfd_write(self.bell, 1)
 
     def check(self) -> None:
@@ -81,8 +83,8 @@ class StreamThreads:
 
     @property
     def ended(self) -> bool:
-        """Whether every thread has."""
-        return not any(thread.is_alive() for thread in self._threads)
+        """Whether every thread has done its work, or failed."""
+        return len(self._done) == len(self._threads)
 
     def end(self, *, now: bool) -> None:
         """Wait until every thread has ended; `now`: nothing is received over the streams any more.

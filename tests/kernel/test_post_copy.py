@@ -278,6 +278,18 @@ def test_a_source_takes_no_garbage(wire, resume_file):
         goes_on(moved)
 
 
+def test_a_source_does_not_wait_to_send_what_nobody_wants(wire):
+    """Its destination says that it is whole, and takes no more, while most is still to be sent."""
+    spec = specification(busy(), timeout_ns=S)
+    with Moved(spec, wire, half, ready=wrote) as moved:
+        moved.source.go(moved.missing)
+        body = bytes(11 * 8)
+        moved.streams[0].send(pack_head(PostCopyKind.WHOLE, len(body)) + body)
+        told = moved.source.told()
+        assert isinstance(told, PostCopyFailed)
+        assert "WHOLE, but" in str(told)
+
+
 def test_a_guest_that_can_not_be_prepared_has_not_run():
     with Guest.create_masked(busy(backing="synthetic")) as guest:
         with pytest.raises(MigrationError, match="can't be resumed quickly"):
