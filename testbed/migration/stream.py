@@ -22,6 +22,8 @@ TURN_NS = 50_000_000
 _LEARNING_BYTES = 1 << 20
 # What was let in flight until then is through by now, and the window is the one asked for.
 _SETTLED_BYTES = 4 * _LEARNING_BYTES
+# More than a peer of ours can have said before it gave up.
+_LAST_FRAMES = 64
 
 
 class PeerError(Exception):
@@ -214,7 +216,9 @@ class Stream:
         """After a failure: what the peer gave as its reason, if it did and it is here."""
         self.timeout_ns, self.turn = 0, _no_turn
         try:
-            while self.readable():
+            for _ in range(_LAST_FRAMES):  # a peer that never ends is not heard for ever
+                if not self.readable():
+                    break
                 self.receive_frame()
         except GaveUpError as error:
             return str(error)

@@ -241,3 +241,10 @@ def test_silence_ends_after_the_timeout_and_turns_go_on(streams):
     with pytest.raises(PeerError, match=r"0\.2 s"):
         near.send(bytes(64 << 20))
     assert turns
+
+
+def test_a_peer_that_never_ends_is_not_heard_for_ever(streams):
+    near, far = streams
+    near.send(wire.pack(Kind.ENDED) * 1000)
+    assert far.last_words() is None
+    assert far.readable()
