@@ -20,6 +20,7 @@ import numpy as np
 from testbed.errors import KernelError, MigrationError
 from testbed.guest import layout
 from testbed.guest.memory import PAGE_BYTES, GuestMemory
+from testbed.guest.page_runs import bounds
 from testbed.guest.specification import SMALL_PAGE_BYTES
 from testbed.guest.userfaultfd import (
     copy_in,
@@ -109,7 +110,7 @@ class MissingPages:
         held = os.fstat(self._fd).st_blocks
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
         fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-        for first, end in _runs(new):
+        for first, end in bounds(new):
             offset, size = int(new[first]) * PAGE_BYTES, (end - first) * PAGE_BYTES
             if fallocate(self._fd, _PUNCH_HOLE, offset, size):
                 raise self._no_hole(os.strerror(ctypes.get_errno()))
@@ -139,11 +140,6 @@ class MissingPages:
             except OSError as error:
                 raise self._refused(vcpu, error) from error
         self._guest.missing_pages = self.left
-
-    def are_missing(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of these are."""
-        found: NDArray[np.bool_] = self._missing[pages]
-        return found
 
     def missing(self) -> NDArray[np.int64]:
         """All that are, ascending."""
@@ -234,11 +230,3 @@ class MissingPages:
             except OSError as error:
                 raise self._refused(vcpu, error) from error
         self._guest.missing_pages = 0
-
-
-def _runs(pages: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Where neighbours among these begin and end."""
-    if not len(pages):
-        return []
-    breaks = (np.flatnonzero(np.diff(pages) != 1) + 1).tolist()
-    return list(zip([0, *breaks], [*breaks, len(pages)], strict=True))

@@ -112,8 +112,8 @@ class Destination:
         Once RESUME has come the guest is run, whether or not the source hears of it.
 
         Raises:
-            MigrationFailed: nothing is left here, and the guest was never run here.
-        MigrationLost: it ran here without all of its pages, which can't come any more.
+            MigrationFailed: nothing is left here; the source has the guest, or asks who has.
+            MigrationLost: it ran here without all of its pages, which can't come any more.
         """
         hooks = hooks or DestinationHooks()
         with no_garbage_collection(), self._undo as undo:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _INFO = struct.Struct("8B24I4Q6I4Q2I2Q")  # struct tcp_info of linux/tcp.h, to tcpi_bytes_retrans
 _MSS, _RTT, _RETRANSMITTED = 10, 23, 31
-_ACKNOWLEDGED, _NOT_SENT, _SENT, _SENT_AGAIN = 34, 38, 48, 49
+_ACKNOWLEDGED, _SENT, _SENT_AGAIN = 34, 48, 49
 _BYTES = struct.Struct("120x2Q")  # acknowledged, received
 
 
