@@ -17,6 +17,7 @@ from testbed.lab.felt import follow
 from testbed.lab.host_log import End, MoveLog, form
 from testbed.lab.journal import Moving
 from testbed.lab.outcome import Arrived, Outcome
+from testbed.lab.plug import Plug
 from testbed.lab.rewiring import closed, rewiring, wires
 from testbed.plan.steps import Bridge
 from testbed.report.observed import Observed
@@ -95,7 +96,22 @@ class Move:
             await self.running.channel.end()
             again = f"'testbed up {estate.journal.topology_file}' powers it on afresh"
             outcome.failure["remedy"] = again
+        if outcome.arrived is None and self.running.channel.trouble is not None:
+            self._open_ports(wires(plan.gone))
         return outcome
+
+    def _open_ports(self, ports: list[Veth]) -> None:
+        """The source's VMX may have ended with them cut: the VM is to be powered on there anew.
+
+        What the switch has learned goes with that, so it is told again where the VM is.
+        """
+        names, step = [wire.b.name for wire in ports], self.old_step
+        nics = [(name, mac) for name, mac in self._nics() if mac is not None]
+        try:
+            with Plug(step.host_netns, names, step.netns, nics) as plug:
+                plug.open_and_announce()
+        except TestbedError as error:
+            self.notices.append(f"its port could not be opened again: {error}")
 
     async def _rewire(self, plan: Rewiring) -> None:
         """What is left to do at the switches. The VM has moved: a failure is told, and no more."""
