@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Writes docs/reference/ from the code: the commands, the topology file, the result file.
+"""Writes docs/reference/ from the code: commands, topology file, result file, profiles, failures.
 
 Run it with the project's Python: .venv/bin/python scripts/reference.py
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "reference"
+FAILURES = ROOT / "tests" / "end_to_end" / "failure_table.py"
 MADE = "<!-- made by scripts/reference.py: change the code, not this page -->\n"
 
 
@@ -104,6 +107,34 @@ def profiles_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def failures_page() -> str:
+    """What each fault does in each phase of a migration: the table that the tests prove."""
+    spec = importlib.util.spec_from_file_location("failure_table", FAILURES)
+    if spec is None or spec.loader is None:
+        raise LookupError(FAILURES)
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    cells = {(cell.phase, cell.fault): cell for cell in table.CELLS}
+    parts = [MADE, f"# {table.TITLE}\n", table.ABOUT]
+    parts.append("| fault | " + " | ".join(table.PHASES) + " |")
+    parts.append("|---" * (len(table.PHASES) + 1) + "|")
+    for fault in table.FAULTS:
+        row = [cells.get((phase, fault)) for phase in table.PHASES]
+        parts.append(
+            f"| {fault} | " + " | ".join(cell.guest if cell else "" for cell in row) + " |"
+        )
+    parts += ["", "| fault | what happens |", "|---|---|"]
+    parts += [f"| {fault} | {meaning} |" for fault, meaning in table.FAULTS.items()]
+    for phase, meaning in table.PHASES.items():
+        parts += [f"\n## {phase}\n", f"{meaning[0].upper()}{meaning[1:]}.\n"]
+        parts += ["| fault | migration | guest | what is said |", "|---|---|---|---|"]
+        for cell in (cell for cell in table.CELLS if cell.phase == phase):
+            named = f"{cell.named}: " if cell.named else ""
+            says = f'{named}"{cell.says[0]} ..."' if cell.says else ""
+            parts.append(f"| {cell.fault} | {cell.outcome} | {cell.guest} | {says} |")
+    return "\n".join(parts) + "\n"
+
+
 def pages() -> dict[str, str]:
     """File names and texts."""
     from pydantic import TypeAdapter
@@ -116,6 +147,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "topology.md": schema_page("The topology file", topology.json_schema()),
         "profiles.md": profiles_page(),
+        "failures.md": failures_page(),
         "result.md": schema_page(
             "The result file of a migration", TypeAdapter(MigrationResult).json_schema()
         ),

@@ -17,7 +17,8 @@ def pages() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["commands.md", "topology.md", "profiles.md", "result.md", "log-result.md"]
+    "name",
+    ["commands.md", "topology.md", "profiles.md", "failures.md", "result.md", "log-result.md"],
 )
 def test_the_page_is_up_to_date(name: str) -> None:
     written = Path("docs/reference", name).read_text(encoding="utf-8")
