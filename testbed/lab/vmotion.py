@@ -140,6 +140,7 @@ async def _carry_out(estate: Estate, move: Move) -> tuple[Outcome, list[str]]:
                 entering.cancel()
                 leaving.cancel()
                 await asyncio.gather(entering, leaving, return_exceptions=True)
+            _checked_request(estate, move.request)  # others may have taken the room meanwhile
             outcome = await move.carry_out()
         return outcome, [*management.notices, *move.notices]
     except MigrationError as error:

@@ -136,6 +136,22 @@ def test_several_move_side_by_side_and_one_that_may_not_disturbs_none(
     assert whole["elapsed_ns"] < sum(one["engine"]["total_ns"] for one in results)
 
 
+def test_the_last_room_of_a_host_is_given_to_one_only(many: Callable[[str], str]) -> None:
+    name = many("1Gbit")
+    text = TEXT.format(rate="1Gbit").replace(
+        "cpu: {cores: 2}\n    memory: 128MiB", "cpu: {cores: 2}\n    memory: 40MiB"
+    )
+    ask(name, "apply", topology_file="many.yaml", topology_text=text, traces={})
+    done = run(
+        "migrate", "db01", "db02", "--to", "esx02", "--lab", name, "--no-results", check=False
+    )
+    assert done.returncode == 1
+    assert "not begun: migrate" in done.stderr
+    assert "esx02 has 8 MiB of memory free" in done.stderr
+    assert sorted(hosts(name)[vm] for vm in ("db01", "db02")) == ["esx01", "esx02"]
+    assert Journal.read(LabDirectory(name).journal).moves == {}
+
+
 def test_vms_on_their_way_are_left_alone_and_ctrl_c_leaves_them_where_they_were(
     many: Callable[[str], str],
 ) -> None:
