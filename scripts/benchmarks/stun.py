@@ -56,7 +56,7 @@ def run(runs: int | None = None) -> list[dict[str, object]]:
     Raises:
         RuntimeError: no migration left few enough pages.
     """
-    reports = measure(runs or _RUNS)
+    reports, failed = measure(runs or _RUNS)
     counted = [report for report in reports if report.iterations[-1].pages <= _MOST_PAGES]
     if not counted:
         raise RuntimeError(f"each of {len(reports)} migrations left over {_MOST_PAGES} pages")
@@ -69,6 +69,7 @@ def run(runs: int | None = None) -> list[dict[str, object]]:
         _row("guest gap, median", statistics.median(gaps), "ms", len(counted)),
         _row("pages sent in the stun, median", statistics.median(pages), "pages", len(counted)),
         _row("migrations that left more pages", len(reports) - len(counted), "", len(reports)),
+        _row("migrations that did not converge", failed, "", len(reports) + failed),
     ]
 
 
@@ -88,9 +89,17 @@ def _row(
     }
 
 
-def measure(wanted: int) -> list[EngineReport]:
-    """Migrate to and fro until `wanted` runs left few enough pages, or twice as many were made."""
+def measure(wanted: int) -> tuple[list[EngineReport], int]:
+    """Migrate to and fro until `wanted` runs left few enough pages, or twice as many were made.
+
+    Returns:
+        Their reports, and how many failed: on a busy machine the goal is out of reach at times.
+
+    Raises:
+        RuntimeError: one failed for another reason, or as many as are wanted.
+    """
     reports: list[EngineReport] = []
+    failed = 0
     name = f"bench-{os.getpid()}"
     goal_ns = 1_000_000
     with ExitStack() as stack:
@@ -110,12 +119,16 @@ def measure(wanted: int) -> list[EngineReport]:
                 timeout_s=120,
             )
             result = from_json(answer, name)
-            if result.engine is None:
+            if result.failure is not None:
+                failed += 1
+                if "does not converge" in result.failure.cause and failed < wanted:
+                    continue
+            if result.engine is None or result.failure is not None:
                 raise RuntimeError(f"migration {len(reports)} failed: {result.failure}")
             reports.append(result.engine)
             rate_bps = result.engine.iterations[0].throughput_bps
             goal_ns = round(_PAGES_LEFT * 4096 * 8e9 / rate_bps)
-    return reports
+    return reports, failed
 
 
 def _counted(reports: list[EngineReport]) -> int:
