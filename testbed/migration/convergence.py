@@ -42,6 +42,11 @@ def transmit_rate_bps(iterations: Sequence[Iteration]) -> float:
     return first.pages * PAGE_BYTES * 8e9 / first.duration_ns if first.duration_ns else 0.0
 
 
+def _will_show_more(first: Iteration) -> bool:
+    """Whether the path's rate is not known yet, as all was zero, but will be from the rest."""
+    return first.memory_bytes < _RATE_BYTES <= first.dirty_pages * PAGE_BYTES
+
+
 def copy_ns(iterations: Sequence[Iteration], pages: int) -> int:
     """How long so many pages take at the transmit rate."""
     return round(pages * PAGE_BYTES * 8e9 / max(transmit_rate_bps(iterations), 1))
@@ -76,6 +81,8 @@ def decide(
     rate_bps = transmit_rate_bps(iterations)
     last = iterations[-1]
     rest_ns = copy_ns(iterations, last.dirty_pages)
+    if len(iterations) == 1 < spec.max_iterations and _will_show_more(last):
+        return Decision("copy")
     if rest_ns <= spec.switchover_goal_ns and not over_limit(iterations, last.dirty_pages, spec):
         return Decision("switch over")
     least = spec.min_progress_percent / 100

@@ -213,3 +213,15 @@ def test_pages_that_are_told_instead_of_sent_make_no_path_faster():
     empty = Iteration(-1, pages, 5 * 4096, 25000, 0, 500_000_000, 5, False, pages - 5)
     assert transmit_rate_bps([empty]) == (2 << 30) * 8
     assert decide([empty], spec()).next == "switch over"
+
+
+def test_a_path_of_which_nothing_is_known_is_tried_before_the_stun():
+    """A VM that was all zero has written 200 MB: at 100 Mb/s that takes 16 s, not 0.1."""
+    pages, dirty = 1 << 18, 200 * MB // 4096
+    empty = Iteration(-1, pages, 5 * 4096, 25000, 0, 500_000_000, dirty, False, pages - 5)
+    assert decide([empty], spec()).next == "copy"
+    sent = Iteration(0, dirty, 200 * MB, 200 * MB, 0, 16_000_000_000, 2 * 2560, False)
+    assert stun_ns([empty, sent], 2 * 2560, spec()) > 10**9
+    assert decide([empty, sent], spec()).next == "copy"
+    still = Iteration(0, dirty, 0, 25000, 0, 500_000_000, dirty, False, dirty)  # zeros again
+    assert decide([empty, still], spec()).next == "switch over"
