@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-AT_1GBE, AT_10GBE = 4, 8  # migrations that a host takes part in at once (facts row 16)
 PER_DATASTORE = 128  # vSphere's limit of migrations with vMotion on one datastore
 ASKED_BPS = 250_000_000  # for each migration (facts section 6)
 
@@ -114,11 +113,6 @@ def _full(place: _Place, count: int) -> str:
     if kind == "VM":
         return f"{name} is being migrated"
     return f"{kind} {name} has {count} migration{'s' if count > 1 else ''} already, the most"
-
-
-def host_limit(nominal_bps: int, at_1gbe: int = AT_1GBE, at_10gbe: int = AT_10GBE) -> int:
-    """How many migrations a host takes part in at once, by the nominal rate of its vMotion NIC."""
-    return at_10gbe if nominal_bps >= 10**10 else at_1gbe
 
 
 def network_limit(nominal_bps: int) -> int:
