@@ -133,9 +133,8 @@ class Destination:
             try:
                 fetching = self._fetching(undo)
             except TestbedError as error:
-                for one in accepted:
-                    one.socket.close()
-                raise MigrationFailed(Phase.PREPARE, str(error)) from error
+                with Incoming(self._spec, accepted, memory) as streams:
+                    raise MigrationFailed(Phase.PREPARE, streams.fail(error)) from error
             expect = fetching.expect if fetching is not None else None
             streams = undo.enter_context(
                 Incoming(self._spec, accepted, memory, self._ledger, expect)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from testbed.guest.machine import Guest
@@ -149,6 +151,20 @@ def test_a_network_that_fails_as_the_guest_resumes_is_got_round(start, namespace
 
 
 @pytest.mark.needs_feature("pagemap_scan")
+def test_a_source_is_told_why_its_guest_can_not_be_resumed_early(start, tmp_path):
+    """The destination doesn't see the datastore."""
+    spec = specification(guest=CALM, quick_resume=True, resume_file=str(tmp_path / "vm.resume"))
+    elsewhere = replace(spec, resume_file=str(tmp_path / "elsewhere" / "vm.resume"))
+    there, here = start(1, destination(elsewhere)), start(0, source(spec))
+    there.told()
+    here.told()
+    here.go()
+    _, (error, phase, text, *runs, _) = here.told()
+    assert (error, phase, runs) == (MigrationFailed, Phase.PREPARE, [True, True])
+    assert "open the Quick Resume file" in text
+    assert not (tmp_path / "vm.resume").exists()
+
+
 def test_a_guest_whose_pages_are_lost_has_failed_and_is_run_nowhere(start, namespaces):
     slow(namespaces)
     spec = specification(guest=BUSY, quick_resume=True, timeout_ns=1_000_000_000)
