@@ -26,7 +26,7 @@ COMMANDS = {
     "status": ("testbed.cli.status", "Show labs, or one lab's nodes, VMs and links."),
     "exec": ("testbed.cli.node", "Run a command in a node of a lab."),
     "shell": ("testbed.cli.node", "Open a shell in a node of a lab."),
-    "migrate": ("testbed.cli.migrate", "Migrate a VM to another host and measure it."),
+    "migrate": ("testbed.cli.migrate", "Migrate VMs to another host and measure it."),
     "evacuate": ("testbed.cli.evacuate", "Put a host into maintenance mode: move its VMs away."),
     "vm": ("testbed.cli.vm", "Show what a VM does; switch its workloads, throttle, record."),
     "link": ("testbed.cli.link", "Cut, restore or change a link of a running lab, for a time too."),
