@@ -271,8 +271,10 @@ class Move:
         except LabError as error:
             cause = f"the source's VMX ended with the guest ({error})"
             said = {"phase": self._phase, "cause": cause}
-        if said.get("event") != "sent" and not said.get("uncertain", True):
+        unclear = said.get("event") == "sent" or said.get("uncertain", True) or said.get("lost")
+        if not unclear:
             return Outcome.failed(said)
+        # Even a guest that the source holds for lost may have got its last pages.
         try:
             arrived = await asyncio.wait_for(destination, ARRIVAL_DEADLINE_S)
         except (LabError, MigrationError, TimeoutError) as error:
