@@ -20,6 +20,7 @@ from testbed.kernel import netns
 from testbed.migration.handshake import Offering
 from testbed.migration.specification import PORT, MigrationSpec
 from tests.end_to_end.failure_lane import ADDRESSES, wait_until
+from tests.end_to_end.failure_scene import connections, process
 from tests.end_to_end.replayed import memory_of
 from tests.end_to_end.wires import MS
 
@@ -43,12 +44,12 @@ MEMORY_BYTES = 8 << 20
 def preparation(lane: Lane, begin: Callable[[], Migration]) -> Iterator[Migration]:
     """The destination's VMX is there, and waits for its host's agent, which stands still."""
     to = lane.other(lane.host())
-    agent = lane.process(to, f"agent-{to}")
+    agent = process(lane.name, to, f"agent-{to}")
     assert agent, f"{to} has no agent"
     os.kill(agent, signal.SIGSTOP)
     try:
         move = begin()
-        wait_until(lambda: lane.process(to, "vmx-db01") > 0, "the destination's VMX is there")
+        wait_until(lambda: process(lane.name, to, "vmx-db01") > 0, "the destination's VMX is there")
         yield move
     finally:
         with suppress(ProcessLookupError):
@@ -60,7 +61,12 @@ def connect(lane: Lane, begin: Callable[[], Migration]) -> Iterator[Migration]:
     """The source has a socket; over this link three round trips take 0.7 s."""
     lane.net.link(*WIRE, delay_ns=FAR_NS)
     move = begin()
-    wait_until(lambda: lane.connecting(move.source), "the source connects")
+
+    def connecting() -> bool:
+        with netns.inside(f"tb.{lane.name}.{move.source}"):
+            return bool(connections())
+
+    wait_until(connecting, "the source connects")
     yield move
 
 
@@ -160,7 +166,7 @@ class Faults:
         self._lane = lane
         self.source = lane.host()
         self.destination = lane.other(self.source)
-        self._agent = lane.process(self.destination, f"agent-{self.destination}")
+        self._agent = process(lane.name, self.destination, f"agent-{self.destination}")
         self._threads: list[threading.Thread] = []
         self._said: list[str] = []
 
@@ -210,7 +216,7 @@ class Faults:
         self._threads[-1].start()
 
     def _kill(self, host: str, command: str, known: int = 0) -> None:
-        pid = known or self._lane.process(host, command)
+        pid = known or process(self._lane.name, host, command)
         assert pid, f"no {command} at {host}"
         os.kill(pid, signal.SIGKILL)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from testbed import topology as topologies
 from testbed.guest.specification import GuestSpec
-from testbed.kernel import netns
 from testbed.kernel.port import PortSwitch
 from testbed.lab import vmx
 from testbed.lab.client import request
@@ -21,11 +18,13 @@ from testbed.lab.journal import Journal
 from testbed.lab.lines import LineSocket
 from testbed.lab.up import up
 from testbed.plan.steps import PowerOn
+from tests.end_to_end.failure_scene import process, scene
 from tests.end_to_end.replayed import Replayed
 from tests.end_to_end.wires import MS, Net
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 TEXT = """\
 name: {name}
@@ -70,14 +69,13 @@ PROFILES = {
     "impatient, early": {"timeout": "2s", **EARLY},
 }
 DEADLINE_S = 30.0
-LISTEN = "0A"  # of /proc/net/tcp
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
     end = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < end, f"{what}: not in time"
-        time.sleep(0.001)
+        time.sleep(0.003)
 
 
 class Migration:
@@ -144,7 +142,7 @@ class Lane:
                 move = self.migrate(to)
                 assert move.ended()["result"]["outcome"] == "completed"
                 self.rest()
-                self._scenes[to] = self.scene()
+                self._scenes[to] = scene(self.net.directory)
             self._undo = undo.pop_all()
         return self
 
@@ -203,7 +201,7 @@ class Lane:
 
     def see_to_agent(self) -> None:
         """Have the agent run of the host that the guest is not at: a migration there starts one."""
-        while not self.process(to := self.other(self.rest()["host"]), f"agent-{to}"):
+        while not process(self.name, to := self.other(self.rest()["host"]), f"agent-{to}"):
             self.migrate().ended()
 
     def near(self) -> None:
@@ -245,63 +243,10 @@ class Lane:
                 for place, things in expected.items()
             }
         deadline = time.monotonic() + DEADLINE_S
-        while (now := self.scene()) != expected:
+        while (now := scene(self.net.directory)) != expected:
             assert time.monotonic() < deadline, f"{now} and not {expected}"
             time.sleep(0.01)
-
-    def scene(self) -> dict[str, list[str]]:
-        """Processes and links of each namespace, connections that are held, files."""
-        found: dict[str, list[str]] = {}
-        inside = {}
-        for name in netns.names():
-            if name.startswith(f"tb.{self.name}."):
-                found[name] = []
-                inside[netns.identity(name)] = name
-        for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
-            with suppress(OSError):
-                where = inside.get(Path(f"/proc/{pid}/ns/net").stat().st_ino)
-                if where is not None and not _is_zombie(pid):
-                    command = Path(f"/proc/{pid}/comm").read_text().strip()
-                    if not command.startswith("agent-"):
-                        found[where].append(command)
-        for name, things in found.items():
-            with netns.inside(name):
-                things += [f"link {link}" for _, link in socket.if_nameindex()]
-                things += [f"connection {one}" for one in _connections()]
-            things.sort()
-        root = self.net.directory.datastores
-        found["files"] = sorted(str(one.relative_to(root)) for one in root.rglob("*"))
-        return found
-
-    def process(self, host: str, command: str) -> int:
-        """A process in a host's namespace, by its name; 0: there is none."""
-        inside = netns.identity(f"tb.{self.name}.{host}")
-        for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
-            with suppress(OSError):
-                here = Path(f"/proc/{pid}/ns/net").stat().st_ino == inside
-                if here and Path(f"/proc/{pid}/comm").read_text().strip() == command:
-                    return int(pid)
-        return 0
-
-    def connecting(self, host: str) -> bool:
-        """Whether a host has a socket to a port 8000."""
-        with netns.inside(f"tb.{self.name}.{host}"):
-            return bool(_connections())
 
     def port(self, host: str) -> PortSwitch:
         """The guest's port at a host."""
         return PortSwitch(f"tb.{self.name}.{host}", "db01-eth0")
-
-
-def _is_zombie(pid: str) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-def _connections() -> list[str]:
-    """TCP connections from or to port 8000 in this namespace that a process holds."""
-    rows = [line.split() for line in Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]]
-    return [
-        f"{row[1]} {row[2]}"
-        for row in rows
-        if row[3] != LISTEN and row[9] != "0" and ":1F40" in row[1] + row[2]
-    ]
