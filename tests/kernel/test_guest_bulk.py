@@ -158,8 +158,9 @@ def test_it_keeps_to_its_own_rate(wires, undo, bulk):
     drain.rates(2)
     assert drain.received <= 2e6 * (time.monotonic() - begin + 0.01) + AT_ONCE
     assert drain.received >= 2e6 * 0.9 / 10
+    came = drain.received  # before it is asked: more comes meanwhile
     counted = vmx.call("task_counters")[0, 0]
-    assert counted["bytes"] >= drain.received
+    assert counted["bytes"] >= came
     assert counted["operations"] > 1
 
 
