@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
-from _engine_transfer import specification, transfer
 from _pair import A, B, Pair, child, pair
 from _row import Row, row
+from _transfer import specification, transfer
 
 from testbed.measure.endpoint import Endpoint
 from testbed.measure.iperf import measure as iperf

@@ -7,9 +7,9 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from _engine_transfer import Transfer, first_pass, scattered, specification, transfer
 from _pair import pair
 from _row import Row, row
+from _transfer import Transfer, first_pass, scattered, specification, transfer
 
 from testbed.migration.encrypted import RECORD_BYTES, TAG_BYTES, Sealing
 from testbed.migration.handshake import KEY_BYTES, PREFIX_BYTES

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from _engine_transfer import Transfer, specification, transfer
 from _pair import Pair, addresses, child, pair
 from _row import Row, row
+from _transfer import Transfer, specification, transfer
 
 from testbed.migration.specification import StreamSpec
 

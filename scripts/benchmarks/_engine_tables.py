@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from _engine_moves import move
-from _engine_transfer import specification
 from _pair import MTU, pair
 from _row import Row, row
+from _transfer import specification
 
 from testbed.guest.memory import PAGE_BYTES
 from testbed.guest.specification import GuestSpec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -20,13 +19,15 @@ from testbed.guest.specification import GuestSpec
 from testbed.kernel import netns
 from testbed.lab import agent
 from testbed.lab.agent_acceptor import AgentAcceptor
-from testbed.lab.agents import Agents
 from testbed.migration.handshake import HELLO_BYTES, Offering
 from testbed.migration.specification import MigrationSpec, StreamSpec
 from testbed.migration.stream import PeerError
+from tests.kernel.agents_at_work import namespace, with_agents
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
+
+    from testbed.lab.agents import Agents
 
 pytestmark = pytest.mark.root
 
@@ -36,24 +37,8 @@ HERE = "127.0.0.1"
 
 @pytest.fixture
 def host() -> Iterator[str]:
-    """A namespace that stands for a host."""
-    subprocess.run(["ip", "netns", "add", WHERE], check=True)
-    subprocess.run(["ip", "-n", WHERE, "link", "set", "lo", "up"], check=True)
-    yield WHERE
-    subprocess.run(["ip", "netns", "del", WHERE], check=True)
-
-
-def with_agents(work: Callable[[Agents], Awaitable[None]]) -> None:
-    """Do something where agents can be had; `work` may block, they are other processes."""
-
-    async def main() -> None:
-        agents = Agents()
-        try:
-            await work(agents)
-        finally:
-            await agents.end_all()
-
-    asyncio.run(main())
+    with namespace(WHERE) as name:
+        yield name
 
 
 def spec(migration_id: int = 7, *, streams: int = 1, timeout_ns: int = 10**10) -> MigrationSpec:

@@ -17,14 +17,15 @@ from testbed import profiles
 from testbed.errors import MigrationError
 from testbed.kernel import netns
 from testbed.lab.adapter_paths import AdapterPath
-from testbed.lab.agents import Agents
 from testbed.lab.specification_traffic import Ends, delivered
 from testbed.ledger import Ledger
+from tests.kernel.agents_at_work import namespace, with_agents
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from testbed.lab.agents import Agents
     from testbed.profiles import Profile
 
 pytestmark = pytest.mark.root
@@ -34,24 +35,8 @@ WHERE = "tb.management.esx01"
 
 @pytest.fixture
 def host() -> Iterator[str]:
-    """A namespace that stands for a host."""
-    subprocess.run(["ip", "netns", "add", WHERE], check=True)
-    subprocess.run(["ip", "-n", WHERE, "link", "set", "lo", "up"], check=True)
-    yield WHERE
-    subprocess.run(["ip", "netns", "del", WHERE], check=True)
-
-
-def with_agents(work: Callable[[Agents], Awaitable[None]]) -> None:
-    """Do something where agents can be had; `work` may block, they are other processes."""
-
-    async def main() -> None:
-        agents = Agents()
-        try:
-            await work(agents)
-        finally:
-            await agents.end_all()
-
-    asyncio.run(main())
+    with namespace(WHERE) as name:
+        yield name
 
 
 def turned_away(sock: socket.socket) -> bool:
