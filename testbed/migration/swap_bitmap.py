@@ -18,16 +18,13 @@ The lock of the file goes along with the guest: given up right before RESUME, ta
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from testbed.guest.memory import PAGE_BYTES, WORDS_PER_PAGE, zero_rows
-from testbed.guest.page_runs import bounds
 from testbed.guest.swap import OvercommittedMemory
 from testbed.migration import bitmap
-from testbed.migration.wire import GATHER_PAGES, NUMBER, Kind, WireError, pack
+from testbed.migration.wire import Kind, WireError, pack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,50 +163,6 @@ class Arriving:
         if not self._adopted:
             raise WireError("SWITCHOVER, but nothing was told of the swap file")
         return int(np.count_nonzero((self._stamps == 0) & (self._memory.table() == 0)))
-
-
-class OvercommittedPages:
-    """Pages read into a staging buffer as one reads a file, so that a hole stays one."""
-
-    def __init__(self, memory: OvercommittedMemory) -> None:
-        self._memory = memory
-        self._rows: NDArray[np.uint64] = np.zeros((GATHER_PAGES, WORDS_PER_PAGE), np.uint64)
-        self._bytes = self._rows.data.cast("B")
-        self._order = np.arange(GATHER_PAGES, dtype=NUMBER)
-        self.address = int(self._rows.ctypes.data)
-
-    def run(self, first: int, count: int) -> memoryview:
-        """Read."""
-        self.stage(np.arange(first, first + count, dtype=NUMBER))
-        return self._bytes[: count * PAGE_BYTES]
-
-    def room(self, first: int, count: int) -> memoryview:
-        """The staging buffer."""
-        del first
-        return self._bytes[: count * PAGE_BYTES]
-
-    def stage(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """One after another in the staging buffer, as they are at this moment."""
-        for start, end in bounds(numbers):
-            into = self._bytes[start * PAGE_BYTES : end * PAGE_BYTES]
-            os.preadv(self._memory.fd, [into], int(numbers[start]) * PAGE_BYTES)
-        return self._order[: len(numbers)]
-
-    def places(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """One after another in the staging buffer."""
-        return self._order[: len(numbers)]
-
-    def arrived(self, numbers: NDArray[np.uint32]) -> None:
-        """Copied to where they belong."""
-        self._memory.words[numbers] = self._rows[: len(numbers)]
-
-    def zero(self, numbers: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Read."""
-        return zero_rows(self._rows[: len(self.stage(numbers))])
-
-    def clear(self, numbers: NDArray[np.int64]) -> None:
-        """Written."""
-        self._memory.words[numbers] = 0
 
 
 def hand_over(memory: Memory) -> None:

@@ -7,15 +7,16 @@ these two words change; the destination checks the number and keeps the version.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from testbed.guest.filling import fill_pages
-from testbed.guest.memory import PAGE_BYTES, WORDS_PER_PAGE, GuestMemory
+from testbed.guest.memory import PAGE_BYTES, WORDS_PER_PAGE, GuestMemory, zero_rows
+from testbed.guest.page_runs import bounds
 from testbed.guest.swap import OvercommittedMemory
 from testbed.guest.synthetic import MAGIC, SyntheticMemory
-from testbed.migration.swap_bitmap import OvercommittedPages
 from testbed.migration.wire import GATHER_PAGES, NUMBER, RUN_PAGES, WireError
 
 if TYPE_CHECKING:
@@ -88,21 +89,17 @@ class RealPages:
         self._words[numbers] = 0
 
 
-class SyntheticPages:
-    """Pages made up in a staging buffer; those of them that are real are copied."""
+class _Staged:
+    """Pages that pass through a staging buffer, one after another."""
 
-    def __init__(self, memory: SyntheticMemory) -> None:
-        self._memory = memory
-        self._rows: NDArray[np.uint64] = np.empty((_STAGED_PAGES, WORDS_PER_PAGE), np.uint64)
-        fill_pages(self._rows, 0, MAGIC)
-        self._body = self._rows.copy()
-        self._spoiled = 0
+    def __init__(self) -> None:
+        self._rows: NDArray[np.uint64] = np.zeros((_STAGED_PAGES, WORDS_PER_PAGE), np.uint64)
         self._bytes = self._rows.data.cast("B")
         self._order = np.arange(_STAGED_PAGES, dtype=NUMBER)
         self.address = int(self._rows.ctypes.data)
 
     def run(self, first: int, count: int) -> memoryview:
-        """Made up."""
+        """In the staging buffer."""
         self.stage(np.arange(first, first + count, dtype=NUMBER))
         return self._bytes[: count * PAGE_BYTES]
 
@@ -110,6 +107,25 @@ class SyntheticPages:
         """The staging buffer."""
         del first
         return self._bytes[: count * PAGE_BYTES]
+
+    def stage(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """One after another in the staging buffer."""
+        raise NotImplementedError
+
+    def places(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """One after another in the staging buffer."""
+        return self._order[: len(numbers)]
+
+
+class SyntheticPages(_Staged):
+    """Pages made up in a staging buffer; those of them that are real are copied."""
+
+    def __init__(self, memory: SyntheticMemory) -> None:
+        super().__init__()
+        self._memory = memory
+        fill_pages(self._rows, 0, MAGIC)
+        self._body = self._rows.copy()
+        self._spoiled = 0
 
     def stage(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """One after another in the staging buffer."""
@@ -122,10 +138,6 @@ class SyntheticPages:
         rows[real:count, 0] = numbers[real:]
         rows[real:count, 1] = memory.versions[numbers[real:]]
         return self._order[:count]
-
-    def places(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """One after another in the staging buffer."""
-        return self._order[: len(numbers)]
 
     def arrived(self, numbers: NDArray[np.uint32]) -> None:
         """Check the numbers, keep the versions, and copy real pages."""
@@ -161,6 +173,33 @@ def _zero_rows(words: NDArray[np.uint64], numbers: NDArray[np.uint32]) -> NDArra
     if len(rows):
         zero[rows] = np.bitwise_or.reduce(words[numbers[rows]], axis=1) == 0
     return zero
+
+
+class OvercommittedPages(_Staged):
+    """Pages read into a staging buffer as one reads a file, so that a hole stays one."""
+
+    def __init__(self, memory: OvercommittedMemory) -> None:
+        super().__init__()
+        self._memory = memory
+
+    def stage(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """As they are at this moment."""
+        for start, end in bounds(numbers):
+            into = self._bytes[start * PAGE_BYTES : end * PAGE_BYTES]
+            os.preadv(self._memory.fd, [into], int(numbers[start]) * PAGE_BYTES)
+        return self._order[: len(numbers)]
+
+    def arrived(self, numbers: NDArray[np.uint32]) -> None:
+        """Copied to where they belong."""
+        self._memory.words[numbers] = self._rows[: len(numbers)]
+
+    def zero(self, numbers: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Read."""
+        return zero_rows(self._rows[: len(self.stage(numbers))])
+
+    def clear(self, numbers: NDArray[np.int64]) -> None:
+        """Written."""
+        self._memory.words[numbers] = 0
 
 
 def wire_pages(memory: Memory) -> WirePages:

@@ -22,13 +22,13 @@ from testbed.migration.receiver import Arrivals, Receiver
 from testbed.migration.stream import PeerError, Stream
 from testbed.migration.swap_bitmap import (
     Leaving,
-    OvercommittedPages,
     pack_slots,
     pack_swapped,
     take_back,
     take_over,
 )
 from testbed.migration.wire import Kind, WireError
+from testbed.migration.wire_pages import OvercommittedPages
 
 PAGE = 4096
 PAGES, RESIDENT = 96, 64
